@@ -1,0 +1,105 @@
+//! Ranks that work together: one trait of collectives, and the worlds that implement it.
+//!
+//! Invariants: every rank calls the same collectives in the same order; sums are taken in rank order, so they are equal
+//! bit for bit on all ranks and in every run; a rank that is gone makes the others' collectives errors, never a hang.
+//! Knows no graph, no device memory and no step.
+
+mod solo;
+mod threads;
+
+pub use solo::Solo;
+pub use threads::Threads;
+
+use std::fmt;
+
+/// Why a collective did not complete. After any of these the world is over: every later collective fails as well.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommError {
+    /// A rank ended, panicked or aborted before this collective. The first one to go is named on all ranks.
+    #[error("rank {rank} is gone ({reason}); found in {op} #{sequence}")]
+    PeerLost { rank: usize, reason: String, op: Op, sequence: u64 },
+    /// The ranks called different collectives, which is a fault of the program or unequal recipes.
+    #[error("collective #{sequence}: rank {rank} called {got}, rank 0 called {expected}")]
+    Mismatch { rank: usize, sequence: u64, expected: Call, got: Call },
+}
+
+/// Kind of a collective, for messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    Barrier,
+    Broadcast { root: usize },
+    AllReduce,
+    AllGather,
+}
+
+/// What a rank called: all ranks of one collective must agree on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    pub op: Op,
+    pub bytes: usize,
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Barrier => f.write_str("barrier"),
+            Self::Broadcast { root } => write!(f, "broadcast from rank {root}"),
+            Self::AllReduce => f.write_str("all_reduce"),
+            Self::AllGather => f.write_str("all_gather"),
+        }
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} bytes", self.op, self.bytes)
+    }
+}
+
+/// One rank's handle to its world. Dropping the handle says that this rank takes part in nothing more.
+pub trait Communicator: Send {
+    /// Number of this rank, from 0.
+    fn rank(&self) -> usize;
+
+    /// Number of ranks.
+    fn world_size(&self) -> usize;
+
+    /// Returns when all ranks have called it.
+    fn barrier(&self) -> Result<(), CommError>;
+
+    /// Replaces `data` by that of rank `root`. Equal length on all ranks. Panics if there is no rank `root`.
+    fn broadcast(&self, data: &mut [u8], root: usize) -> Result<(), CommError>;
+
+    /// Replaces each element by its sum over the ranks, `((r0 + r1) + r2) + …`. Equal length on all ranks.
+    fn all_reduce_sum(&self, data: &mut [f32]) -> Result<(), CommError>;
+
+    /// As [`all_reduce_sum`](Self::all_reduce_sum) in f64: exact for counts up to 2^53.
+    fn all_reduce_sum_f64(&self, data: &mut [f64]) -> Result<(), CommError>;
+
+    /// The data of all ranks, one after the other in rank order. Equal length on all ranks.
+    fn all_gather(&self, data: &[u8]) -> Result<Vec<u8>, CommError>;
+
+    /// Tells all ranks that this one gives up: what they wait in now and call later is [`CommError::PeerLost`] with
+    /// this rank and reason, unless another rank was lost before.
+    fn abort(&self, reason: &str);
+
+    /// Bitwise or of the flags of all ranks: how signals and bad values become a decision that all share.
+    fn all_reduce_or(&self, flags: u32) -> Result<u32, CommError> {
+        let all = self.all_gather(&flags.to_le_bytes())?;
+        Ok(all.as_chunks().0.iter().fold(0, |or, &flags| or | u32::from_le_bytes(flags)))
+    }
+
+    /// The data of each rank, in rank order; lengths may differ.
+    fn all_gather_varied(&self, data: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        let lengths = self.all_gather(&(data.len() as u64).to_le_bytes())?;
+        let lengths: Vec<usize> = lengths.as_chunks().0.iter().map(|&n| u64::from_le_bytes(n) as usize).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        if longest == 0 {
+            return Ok(vec![Vec::new(); lengths.len()]);
+        }
+        let mut padded = data.to_vec();
+        padded.resize(longest, 0);
+        let all = self.all_gather(&padded)?;
+        Ok(all.chunks_exact(longest).zip(lengths).map(|(part, n)| part[..n].to_vec()).collect())
+    }
+}

@@ -1,0 +1,85 @@
+//! A validation split cut from a training set, and a view of some images of a set.
+
+use crate::dataset::{Dataset, RawImage};
+use crate::draw::{EpochKey, Purpose};
+use crate::error::DataError;
+
+/// Splits the indices of `labels` into (kept, held out), both ascending: `per_class` images of each of `classes` classes are
+/// held out, chosen by `seed` alone.
+pub fn holdout(labels: &[u32], classes: usize, per_class: usize, seed: u64) -> Result<(Vec<u32>, Vec<u32>), DataError> {
+    let mut members = vec![Vec::new(); classes];
+    for (index, &label) in labels.iter().enumerate() {
+        members[label as usize].push(index as u32);
+    }
+    let (mut kept, mut held) = (Vec::new(), Vec::new());
+    for (class, mut list) in members.into_iter().enumerate() {
+        if list.len() <= per_class {
+            return Err(DataError::Setting(format!(
+                "cannot set {per_class} images of class {class} apart: it has {}; lower the number",
+                list.len()
+            )));
+        }
+        EpochKey { seed, stage: 0, epoch: 0 }.stream(Purpose::HOLDOUT, class as u32, 0).shuffle(&mut list);
+        kept.extend(list.drain(per_class..));
+        held.append(&mut list);
+    }
+    kept.sort_unstable();
+    held.sort_unstable();
+    Ok((kept, held))
+}
+
+/// Some images of a set, renumbered from 0.
+pub struct Subset {
+    inner: Box<dyn Dataset>,
+    name: String,
+    index: Vec<u32>,
+}
+
+impl Subset {
+    /// The images `index` of `inner`, in that order. Indices must be in range and at least one.
+    pub fn new(inner: Box<dyn Dataset>, name: String, index: Vec<u32>) -> Result<Subset, DataError> {
+        match index.iter().find(|&&i| i as usize >= inner.len()) {
+            Some(i) => Err(DataError::Setting(format!("index {i} of a set of {} images", inner.len()))),
+            None if index.is_empty() => Err(DataError::Setting(format!("{name} would have no images"))),
+            None => Ok(Subset { inner, name, index }),
+        }
+    }
+}
+
+impl Dataset for Subset {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    fn classes(&self) -> &[String] {
+        self.inner.classes()
+    }
+
+    fn label(&self, index: usize) -> u32 {
+        self.inner.label(self.index[index] as usize)
+    }
+
+    fn channels(&self) -> usize {
+        self.inner.channels()
+    }
+
+    fn size(&self) -> Option<[usize; 2]> {
+        self.inner.size()
+    }
+
+    fn read(&self, index: usize, image: &mut RawImage) -> Result<(), DataError> {
+        self.inner.read(self.index[index] as usize, image)
+    }
+
+    fn place(&self, index: usize) -> String {
+        self.inner.place(self.index[index] as usize)
+    }
+
+    fn encoded(&self, index: usize) -> Result<Option<Vec<u8>>, DataError> {
+        self.inner.encoded(self.index[index] as usize)
+    }
+}

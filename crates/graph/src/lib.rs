@@ -1,0 +1,33 @@
+//! The step as data: a closed set of coarse ops, a static graph over them, and the expressions that build it.
+//!
+//! Invariant: this crate knows no device, no network and no method. It holds shapes, not numbers.
+
+mod expr;
+mod gradient;
+mod graph;
+mod infer;
+mod loss;
+mod net;
+mod op;
+mod spec;
+mod text;
+mod verify;
+
+pub use expr::{Builder, Expr};
+pub use gradient::{Cotangents, gradient};
+pub use graph::{
+    BatchInput, BnUse, Graph, Init, Node, NodeId, Place, Precision, Rows, Section, SlotId, Source, State, StateId, StateKind, Value,
+    ValueId,
+};
+pub use infer::{conv_out, infer};
+pub use loss::{Commit, Loss, LossTerm, Losses, Monitor};
+pub use net::{BnMode, ConvSpec, InitScheme, Net, Taps};
+pub use op::{
+    Axis, Binary, BnArgs, BnRunningLayer, ConvArgs, Divisor, ImageArgs, MaskRule, MatmulArgs, Op, PoolArgs, RowKind, RowMask, RowTable,
+    RowTableTerm, RowTerm, RowView, SgdArgs, SgdParam, Side, StatsSource, Unary, Weight,
+};
+pub use spec::{
+    Augment, CellRule, DrawKind, DrawSpec, Method, Network, PairRule, PhaseSpec, Ramp, Sampler, Setting, SlotSpec, Spec, StateSpec,
+    StateUse, Step, StepInput, TrainRange, View,
+};
+pub use verify::{GraphError, verify};

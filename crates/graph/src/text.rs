@@ -1,0 +1,144 @@
+//! The text form of ops and graphs: one line a node, for golden files and eyes.
+
+use crate::graph::{Graph, Section, Source, ValueId};
+use crate::op::Op;
+use std::fmt::{self, Display, Formatter, Write};
+
+impl Op {
+    /// The kernel's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::ImageInput(_) => "image_input",
+            Op::PatchSwap { .. } => "patch_swap",
+            Op::ImageSwap { .. } => "image_swap",
+            Op::MixRows => "mix_rows",
+            Op::MixRowsGrad => "mix_rows_grad",
+            Op::Concat { .. } => "concat",
+            Op::Slice { .. } => "slice",
+            Op::Unslice { .. } => "unslice",
+            Op::GatherRows => "gather_rows",
+            Op::ScatterAddRows { .. } => "scatter_add_rows",
+            Op::RollingRows { .. } => "rolling_rows",
+            Op::Conv(_) => "conv_fprop",
+            Op::ConvDgrad { .. } => "conv_dgrad",
+            Op::ConvWgrad { .. } => "conv_wgrad",
+            Op::ConvAct { .. } => "conv_act",
+            Op::Matmul(_) => "matmul",
+            Op::AddBias => "add_bias",
+            Op::ColumnSum => "column_sum",
+            Op::BnStats { .. } => "bn_stats",
+            Op::BnApply { .. } => "bn_apply",
+            Op::BnAct { .. } => "bn_act",
+            Op::BnGradSums { .. } => "bn_grad_sums",
+            Op::BnGradApply { .. } => "bn_grad_apply",
+            Op::FoldBn { .. } => "fold_bn",
+            Op::Unary(_) => "unary",
+            Op::UnaryGrad(_) => "unary_grad",
+            Op::Binary(_) => "binary",
+            Op::Scale(_) => "scale",
+            Op::Zero => "zero",
+            Op::Detach => "detach",
+            Op::MaxPool(_) => "max_pool",
+            Op::MaxPoolGrad { .. } => "max_pool_grad",
+            Op::AvgPool(_) => "avg_pool",
+            Op::AvgPoolGrad { .. } => "avg_pool_grad",
+            Op::GlobalAvgPool => "global_avg_pool",
+            Op::GlobalAvgPoolGrad { .. } => "global_avg_pool_grad",
+            Op::Softmax { .. } => "softmax",
+            Op::RowLoss(_) => "row_loss",
+            Op::RowLossGrad { .. } => "row_loss_grad",
+            Op::RowLosses(_) => "row_losses",
+            Op::SquaredError { .. } => "squared_error",
+            Op::SquaredErrorGrad { .. } => "squared_error_grad",
+            Op::Correct { .. } => "correct",
+            Op::Reduce => "reduce",
+            Op::Carry => "carry",
+            Op::GradNorm { .. } => "grad_norm",
+            Op::Accumulate => "accumulate",
+            Op::Sgd(_) => "sgd",
+            Op::Ema { .. } => "ema",
+            Op::BnRunning { .. } => "bn_running",
+            Op::Assign { .. } => "assign",
+            Op::ScatterRows { .. } => "scatter_rows",
+        }
+    }
+}
+
+impl Display for Op {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        match self {
+            Op::ImageInput(a) | Op::ImageSwap { image: a, .. } => {
+                write!(f, "(size {}x{}, pad {}", a.size[0], a.size[1], a.pad)?;
+                f.write_str(if a.crop { ", crop" } else { "" })?;
+                f.write_str(if a.flip { ", flip" } else { "" })?;
+                if let Op::ImageSwap { cell, .. } = self {
+                    write!(f, ", cell {cell}")?;
+                }
+                f.write_char(')')
+            }
+            Op::PatchSwap { cell } => write!(f, "(cell {cell})"),
+            Op::Concat { axis } => write!(f, "({axis:?})"),
+            Op::Slice { axis, start, len } => write!(f, "({axis:?}, {start}..{})", start + len),
+            Op::Unslice { axis, start, total } => write!(f, "({axis:?}, from {start} of {total})"),
+            Op::Conv(a) | Op::ConvDgrad { conv: a, .. } | Op::ConvWgrad { conv: a, .. } | Op::ConvAct { conv: a, .. } => {
+                write!(f, "(stride {}, pad {}", a.stride, a.pad)?;
+                if a.groups > 1 {
+                    write!(f, ", groups {}", a.groups)?;
+                }
+                f.write_str(if matches!(self, Op::ConvAct { relu: true, .. }) { ", relu)" } else { ")" })
+            }
+            Op::Matmul(a) => write!(f, "({}{})", if a.ta { 'T' } else { 'N' }, if a.tb { 'T' } else { 'N' }),
+            Op::BnStats { groups } if *groups > 1 => write!(f, "(groups {groups})"),
+            Op::BnApply { source, .. } => write!(f, "({source:?})"),
+            Op::BnAct { source, relu, .. } => write!(f, "({source:?}{})", if *relu { ", relu" } else { "" }),
+            Op::Unary(kind) | Op::UnaryGrad(kind) => write!(f, "({kind:?})"),
+            Op::Binary(kind) => write!(f, "({kind:?})"),
+            Op::Scale(weight) => write!(f, "({})", weight.factor),
+            Op::MaxPool(a) | Op::AvgPool(a) => write!(f, "({}, stride {}, pad {})", a.kernel, a.stride, a.pad),
+            Op::RowLoss(term) => write!(f, "({:?})", term.kind),
+            Op::RowLossGrad { term, side, weight } => write!(f, "({:?}, {side:?}, weight {})", term.kind, weight.factor),
+            Op::RowLosses(table) => write!(f, "({} terms)", table.terms.len()),
+            Op::Sgd(args) => write!(f, "({} tensors{})", args.params.len(), if args.nesterov { ", nesterov" } else { "" }),
+            Op::Ema { pairs, .. } => write!(f, "({} tensors)", pairs.len()),
+            Op::BnRunning { layers, .. } => write!(f, "({} layers)", layers.len()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Graph {
+    /// `%7`, `batch.image`, `student.conv1.weight`.
+    pub fn name(&self, id: ValueId) -> String {
+        match self.value(id).source {
+            Source::Node(..) => format!("%{}", id.0),
+            Source::Batch(i) => format!("batch.{}", self.batch[i as usize].name),
+            Source::State(state) => self.state(state).name.clone(),
+        }
+    }
+}
+
+impl Display for Graph {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let mut place = None;
+        for node in &self.nodes {
+            if place != Some(node.place) {
+                place = Some(node.place);
+                let section = match node.place.section {
+                    Section::Prepare => "prepare",
+                    Section::Body => "body",
+                    Section::Update => "update",
+                };
+                writeln!(f, "{section} {}", node.place.phase)?;
+            }
+            let outputs: Vec<_> = node
+                .outputs
+                .iter()
+                .map(|&o| format!("{}: {}{}", self.name(o), self.value(o).dtype.name(), self.shape(o)))
+                .collect();
+            let inputs: Vec<_> = node.inputs.iter().map(|&i| self.name(i)).collect();
+            writeln!(f, "  {} = {}({})  ; {}", outputs.join(", "), node.op, inputs.join(", "), node.path)?;
+        }
+        Ok(())
+    }
+}
