@@ -2,11 +2,12 @@
 //!
 //! Floats are stored as `T` (f32, or f64 for checks) whatever the value's dtype; a bf16 value is an f32 that was rounded.
 
+use crate::linear::Kernels;
 use graph::{Divisor, SlotId, Weight};
 use tensor::{Dtype, Shape};
 
 /// The float type that an executor computes in.
-pub trait Real: bytemuck::Pod + Send + Sync + PartialOrd + std::fmt::Debug + 'static
+pub trait Real: Kernels + bytemuck::Pod + Send + Sync + PartialOrd + std::fmt::Debug + 'static
 where
     Self: std::ops::Add<Output = Self> + std::ops::Sub<Output = Self> + std::ops::Mul<Output = Self>,
     Self: std::ops::Div<Output = Self> + std::ops::Neg<Output = Self> + std::ops::AddAssign + std::iter::Sum,
@@ -18,7 +19,9 @@ where
     fn sqrt(self) -> Self;
     fn exp(self) -> Self;
     fn ln(self) -> Self;
-    fn is_finite(self) -> bool;
+    fn is_nan(self) -> bool;
+    /// The value after a store to bf16 and a load back.
+    fn round_bf16(self) -> Self;
 }
 
 macro_rules! real {
@@ -26,23 +29,33 @@ macro_rules! real {
         impl Real for $t {
             const ZERO: $t = 0.0;
             const ONE: $t = 1.0;
+            #[inline(always)]
             fn of(x: f64) -> $t {
                 x as $t
             }
+            #[inline(always)]
             fn to_f64(self) -> f64 {
                 self as f64
             }
+            #[inline(always)]
             fn sqrt(self) -> $t {
                 self.sqrt()
             }
+            #[inline(always)]
             fn exp(self) -> $t {
                 self.exp()
             }
+            #[inline(always)]
             fn ln(self) -> $t {
                 self.ln()
             }
-            fn is_finite(self) -> bool {
-                self.is_finite()
+            #[inline(always)]
+            fn is_nan(self) -> bool {
+                self.is_nan()
+            }
+            #[inline(always)]
+            fn round_bf16(self) -> $t {
+                tensor::round_bf16(self as f32) as $t
             }
         }
     };
@@ -50,7 +63,13 @@ macro_rules! real {
 real!(f32);
 real!(f64);
 
-/// A read-only value. `slots` > 1 for a carried value in the update: one copy per micro-batch, `slot_bytes` apart.
+/// Bytes of an element in memory: floats are stored as `T`, the rest as they are.
+fn element_bytes<T: Real>(dtype: Dtype) -> usize {
+    if dtype.is_float() { size_of::<T>() } else { dtype.size() }
+}
+
+/// A read-only value. A carried value in the update has one copy per micro-batch, `slot_bytes` apart.
+/// A value that shares its memory with output 0 (`Accumulate`, `Detach`, `Reduce`, `Carry` in place) comes without bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
     pub shape: Shape,
@@ -71,6 +90,17 @@ impl<'a> Input<'a> {
 
     pub fn u8(&self) -> &'a [u8] {
         &self.bytes[..self.shape.elements()]
+    }
+
+    /// The elements of any dtype, and the bytes of one, as an executor of `T` stores them.
+    pub fn raw<T: Real>(&self) -> (&'a [u8], usize) {
+        let size = element_bytes::<T>(self.dtype);
+        (&self.bytes[..self.shape.elements() * size], size)
+    }
+
+    /// Whether the value lies in the memory of output 0.
+    pub fn in_place(&self) -> bool {
+        self.bytes.is_empty() && self.shape.elements() > 0
     }
 
     /// The copy of micro-batch `m`.
@@ -95,6 +125,12 @@ impl Output<'_> {
 
     pub fn u8(&mut self) -> &mut [u8] {
         let len = self.shape.elements();
+        &mut self.bytes[..len]
+    }
+
+    /// The elements of any dtype, as an executor of `T` stores them.
+    pub fn raw<T: Real>(&mut self) -> &mut [u8] {
+        let len = self.shape.elements() * element_bytes::<T>(self.dtype);
         &mut self.bytes[..len]
     }
 }
@@ -129,6 +165,12 @@ impl Scalars {
     pub fn units_before(&self, role: usize) -> usize {
         self.micro_units[..self.micro].iter().map(|u| u[role]).sum()
     }
+
+    /// Valid rows of a carried value of `rows` rows in micro-batch `m`: fewer where the micro-batch is short (role 0).
+    pub fn valid_rows(&self, rows: usize, m: usize) -> usize {
+        let full = self.micro_units.iter().map(|u| u[0]).max().unwrap_or(0).max(1);
+        rows.min(self.micro_units[m][0] * (rows / full).max(1))
+    }
 }
 
 /// The memory of one launch.
@@ -139,4 +181,26 @@ pub struct Io<'a> {
     /// In the order of `Op::states`.
     pub states: Vec<Output<'a>>,
     pub scalars: &'a Scalars,
+}
+
+impl<'a> Io<'a> {
+    /// The elements of input `i`.
+    pub fn real<T: Real>(&self, i: usize) -> &'a [T] {
+        self.inputs[i].real()
+    }
+
+    /// Dimensions of input `i`.
+    pub fn dims(&self, i: usize) -> &[usize] {
+        self.inputs[i].shape.dims()
+    }
+
+    /// The first output's elements.
+    pub fn out<T: Real>(&mut self) -> &mut [T] {
+        self.outputs[0].real()
+    }
+
+    /// The flag of a gated update: whether the phase was finite.
+    pub fn is_finite<T: Real>(&self, flag: usize) -> bool {
+        self.real::<T>(flag)[0] != T::ZERO
+    }
 }

@@ -1,1 +1,21 @@
-//! TODO
+//! CPU backend in f32: convolution and matrix products.
+
+mod bn;
+pub mod conv;
+mod conv_depthwise;
+mod conv_direct;
+pub mod conv_reference;
+mod conv_wgrad;
+mod elementwise;
+pub mod gemm;
+mod image;
+pub mod io;
+pub mod linear;
+mod pool;
+mod row_loss;
+mod rows;
+pub mod run;
+mod scratch;
+pub mod simd;
+mod simd_vector;
+mod update;

@@ -62,6 +62,11 @@ impl Isa {
         }
     }
 
+    /// Vectors of the widest panel.
+    pub fn max_vecs(self) -> usize {
+        (1..).take_while(|&vecs| self.max_groups(vecs) > 0).count()
+    }
+
     /// Row groups the widest tile of `vecs` vectors (1, 2, ...) holds; 0 where the panel itself is too wide.
     pub fn max_groups(self, vecs: usize) -> usize {
         let by_vecs: &[usize] = match self.0 {
@@ -102,6 +107,8 @@ pub struct Output<'a> {
     pub data: &'a mut [f32],
     /// Offset of each group's first row and how many of its four rows exist.
     pub groups: &'a [(usize, usize)],
+    /// Added to every offset.
+    pub first: usize,
     /// Floats between the rows of a group, and how many columns of the tile exist.
     pub row: usize,
     pub cols: usize,
@@ -115,6 +122,14 @@ pub struct Output<'a> {
     pub round_bf16: bool,
 }
 
+impl Output<'_> {
+    /// Nothing to do but store a whole tile.
+    fn plain(&self, width: usize) -> bool {
+        let special = self.bias.is_some() || self.add.is_some() || self.relu || self.round_bf16;
+        !special && self.cols == width && self.groups.iter().all(|group| group.1 == GROUP)
+    }
+}
+
 /// Computes one tile. Panics where an offset leaves its slice.
 #[track_caller]
 pub fn tile(isa: Isa, product: &Product, out: &mut Output) {
@@ -122,7 +137,8 @@ pub fn tile(isa: Isa, product: &Product, out: &mut Output) {
     let width = product.vecs * isa.lanes();
     assert!(out.cols <= width && out.groups.len() == raw.groups, "tile of {width} columns gives {}", out.cols);
     for &(offset, valid) in out.groups {
-        let end = if valid == 0 { 0 } else { offset + (valid.min(GROUP) - 1) * out.row + out.cols };
+        let rows = valid.clamp(1, GROUP) - 1;
+        let end = offset + out.first + rows * out.row + out.cols;
         assert!(end <= out.data.len() && out.add.is_none_or(|add| end <= add.len()), "tile leaves its output");
     }
     assert!(out.bias.is_none_or(|bias| bias.len() >= out.cols), "bias shorter than the tile");
@@ -218,17 +234,111 @@ impl<'a> Raw<'a> {
 #[inline(always)]
 unsafe fn kernel<V: Vector, const G: usize, const N: usize>(raw: &Raw, out: &mut Output) {
     let mut tile = [0.0f32; TILE];
-    // SAFETY: handed on from the caller; the tile buffer holds 4·G·N vectors of every table row.
+    let width = N * V::LANES;
+    let plain = out.plain(width);
+    let (base, row) = if plain { (out.data.as_mut_ptr(), out.row) } else { (tile.as_mut_ptr(), width) };
+    let to = std::array::from_fn(|g| {
+        base.wrapping_add(if plain { out.groups[g].0 + out.first } else { g * GROUP * width })
+    });
+    let to = Destination::<G> { groups: to, row, accumulate: out.accumulate };
+    // SAFETY: handed on from the caller; a tile buffer holds 4·G·N vectors of every size in `Tile::run`.
     unsafe {
-        let acc = if raw.columns { product_columns::<V, G, N>(raw) } else { product_strided::<V, G, N>(raw) };
+        if !plain && out.accumulate {
+            edge::<V>(&mut tile, out, width, |tile, value, _, lanes| V::load(value, lanes).store(tile, lanes));
+        }
+        match raw.columns {
+            true => product_columns::<V, G, N>(raw, &to),
+            false => product_strided::<V, G, N>(raw, &to),
+        }
+        if !plain {
+            let (bias, add, relu) = (out.bias, out.add, out.relu);
+            edge::<V>(&mut tile, out, width, |tile, value, (at, col), lanes| {
+                let mut sum = V::load(tile, lanes);
+                if let Some(bias) = bias {
+                    sum = sum.plus(V::load(bias.as_ptr().add(col), lanes));
+                }
+                if let Some(add) = add {
+                    sum = sum.plus(V::load(add.as_ptr().add(at), lanes));
+                }
+                (if relu { sum.relu() } else { sum }).store(value, lanes);
+            });
+            if out.round_bf16 {
+                round_bf16(out);
+            }
+        }
+    }
+}
+
+/// Where the accumulators start from and end: `GROUP` rows from each pointer.
+struct Destination<const G: usize> {
+    groups: [*mut f32; G],
+    row: usize,
+    accumulate: bool,
+}
+
+impl<const G: usize> Destination<G> {
+    /// SAFETY: every group's rows hold N vectors; `V`'s instruction set available.
+    #[inline(always)]
+    unsafe fn load<V: Vector, const N: usize>(&self) -> [[[V; N]; GROUP]; G] {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut acc = [[[V::zero(); N]; GROUP]; G];
+            if self.accumulate {
+                for g in 0..G {
+                    for j in 0..GROUP {
+                        for n in 0..N {
+                            acc[g][j][n] = V::load(self.groups[g].add(j * self.row + n * V::LANES), V::LANES);
+                        }
+                    }
+                }
+            }
+            acc
+        }
+    }
+
+    /// SAFETY: as `load`.
+    #[inline(always)]
+    unsafe fn store<V: Vector, const N: usize>(&self, acc: &[[[V; N]; GROUP]; G]) {
         for g in 0..G {
             for j in 0..GROUP {
                 for n in 0..N {
-                    acc[g][j][n].store(tile.as_mut_ptr().add(((g * GROUP + j) * N + n) * V::LANES), V::LANES);
+                    // SAFETY: the caller's.
+                    unsafe { acc[g][j][n].store(self.groups[g].add(j * self.row + n * V::LANES), V::LANES) };
                 }
             }
         }
-        store::<V, G, N>(&tile, out);
+    }
+}
+
+/// Calls `each` with every vector of the tile that exists in the output: its place in the tile and in the output, its
+/// offset in the output and column, its lanes.
+///
+/// SAFETY: `out` was checked; `tile` holds its rows of `width` floats.
+#[inline(always)]
+unsafe fn edge<V: Vector>(
+    tile: &mut [f32; TILE],
+    out: &mut Output,
+    width: usize,
+    mut each: impl FnMut(*mut f32, *mut f32, (usize, usize), usize),
+) {
+    for (g, &(offset, valid)) in out.groups.iter().enumerate() {
+        for j in 0..valid.min(GROUP) {
+            for col in (0..out.cols).step_by(V::LANES) {
+                let at = offset + out.first + j * out.row + col;
+                let from = tile.as_mut_ptr().wrapping_add((g * GROUP + j) * width + col);
+                each(from, out.data.as_mut_ptr().wrapping_add(at), (at, col), V::LANES.min(out.cols - col));
+            }
+        }
+    }
+}
+
+#[cold]
+fn round_bf16(out: &mut Output) {
+    for &(offset, valid) in out.groups {
+        for j in 0..valid.min(GROUP) {
+            let row = &mut out.data[offset + out.first + j * out.row..][..out.cols];
+            row.iter_mut().for_each(|value| *value = half::bf16::from_f32(*value).to_f32());
+        }
     }
 }
 
@@ -249,10 +359,10 @@ fn opaque(mut pointer: *const f32) -> *const f32 {
 
 /// SAFETY: as [`kernel`].
 #[inline(always)]
-unsafe fn product_strided<V: Vector, const G: usize, const N: usize>(raw: &Raw) -> [[[V; N]; GROUP]; G] {
+unsafe fn product_strided<V: Vector, const G: usize, const N: usize>(raw: &Raw, to: &Destination<G>) {
     // SAFETY: the checked reach covers every step of every segment.
     unsafe {
-        let mut acc = [[[V::zero(); N]; GROUP]; G];
+        let mut acc = to.load::<V, N>();
         let row = raw.stride;
         for &(left, right) in raw.segments {
             let mut a: [*const f32; G] = std::array::from_fn(|g| raw.left[g].add(left));
@@ -292,16 +402,16 @@ unsafe fn product_strided<V: Vector, const G: usize, const N: usize>(raw: &Raw) 
                 b = b.add(raw.right_step);
             }
         }
-        acc
+        to.store::<V, N>(&acc);
     }
 }
 
 /// SAFETY: as [`kernel`].
 #[inline(always)]
-unsafe fn product_columns<V: Vector, const G: usize, const N: usize>(raw: &Raw) -> [[[V; N]; GROUP]; G] {
+unsafe fn product_columns<V: Vector, const G: usize, const N: usize>(raw: &Raw, to: &Destination<G>) {
     // SAFETY: the checked reach covers every step of every segment.
     unsafe {
-        let mut acc = [[[V::zero(); N]; GROUP]; G];
+        let mut acc = to.load::<V, N>();
         for &(left, right) in raw.segments {
             let mut a = raw.left[0].add(left);
             let mut b = raw.right.add(right);
@@ -319,44 +429,7 @@ unsafe fn product_columns<V: Vector, const G: usize, const N: usize>(raw: &Raw) 
                 b = b.wrapping_add(raw.right_step);
             }
         }
-        acc
-    }
-}
-
-/// SAFETY: as [`kernel`]; `tile` holds 4·G rows of N vectors.
-#[inline(always)]
-unsafe fn store<V: Vector, const G: usize, const N: usize>(tile: &[f32; TILE], out: &mut Output) {
-    for (g, &(offset, valid)) in out.groups.iter().enumerate() {
-        for j in 0..valid.min(GROUP) {
-            for n in 0..N {
-                let col = n * V::LANES;
-                let lanes = V::LANES.min(out.cols.saturating_sub(col));
-                if lanes == 0 {
-                    break;
-                }
-                let at = offset + j * out.row + col;
-                // SAFETY: `tile` checked offset + (valid − 1)·row + cols against data and addend, cols against the bias.
-                unsafe {
-                    let mut value = V::load(tile.as_ptr().add(((g * GROUP + j) * N + n) * V::LANES), V::LANES);
-                    if out.accumulate {
-                        value = value.plus(V::load(out.data.as_ptr().add(at), lanes));
-                    }
-                    if let Some(bias) = out.bias {
-                        value = value.plus(V::load(bias.as_ptr().add(col), lanes));
-                    }
-                    if let Some(add) = out.add {
-                        value = value.plus(V::load(add.as_ptr().add(at), lanes));
-                    }
-                    if out.relu {
-                        value = value.relu();
-                    }
-                    value.store(out.data.as_mut_ptr().add(at), lanes);
-                }
-                if out.round_bf16 {
-                    out.data[at..at + lanes].iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32());
-                }
-            }
-        }
+        to.store::<V, N>(&acc);
     }
 }
 

@@ -38,7 +38,7 @@ impl Cifar {
             CifarKind::Cifar100 => ("cifar100", "cifar-100-binary", "fine_label_names.txt", 100, 2),
         };
         let files: &[&str] = match (kind, split) {
-            (_, Split::Val) => return Err(DataError::Setting(format!("{name} has no validation split; set one apart from train"))),
+            (_, Split::Val) => return Err(Split::absent(name)),
             (CifarKind::Cifar10, Split::Train) => {
                 &["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"]
             }
@@ -49,7 +49,8 @@ impl Cifar {
         let inside = folder.join(inner);
         let folder = if inside.is_dir() { inside } else { folder.to_path_buf() };
         let classes = read_names(&folder.join(names), class_count)?;
-        let mut set = Cifar { name: format!("{name}/{split}"), folder, classes, labels: Vec::new(), planes: Vec::new() };
+        let mut set =
+            Cifar { name: format!("{name}/{split}"), folder, classes, labels: Vec::new(), planes: Vec::new() };
         for file in files {
             set.append(file, label_bytes)?;
         }

@@ -52,7 +52,10 @@ pub(crate) fn decode(codec: Codec, bytes: &[u8], image: &mut RawImage) -> Result
             let size = [image.height, image.width];
             decode_image(bytes, image)?;
             if size != [image.height, image.width] {
-                return Err(format!("the image is {}×{}; the index says {}×{}", image.height, image.width, size[0], size[1]));
+                return Err(format!(
+                    "the image is {}×{}; the index says {}×{}",
+                    image.height, image.width, size[0], size[1]
+                ));
             }
         }
     }

@@ -39,11 +39,7 @@ pub(crate) fn check_size(height: usize, width: usize) -> Result<(), String> {
     if sides.contains(&height) && sides.contains(&width) && height * width <= limits::PIXELS {
         return Ok(());
     }
-    Err(format!(
-        "{height}×{width} pixels; expected 1 to {} a side and at most {} in all",
-        limits::SIDE,
-        limits::PIXELS
-    ))
+    Err(format!("{height}×{width} pixels; expected 1 to {} a side and at most {} in all", limits::SIDE, limits::PIXELS))
 }
 
 /// Per-channel mean and standard deviation of a set on the scale 0..1, one entry per channel.

@@ -107,8 +107,8 @@ impl Stream {
     }
 
     /// True with probability `p`; one word.
-    pub fn bernoulli(&mut self, p: f32) -> bool {
-        self.f32() < p
+    pub fn bernoulli(&mut self, p: f64) -> bool {
+        f64::from(self.f32()) < p
     }
 
     /// Fisher-Yates from the top: for i = n-1 … 1 swap i with `below(i + 1)`.

@@ -23,14 +23,20 @@ impl Folder {
     pub fn open(root: &Path, name: &str) -> Result<Folder, DataError> {
         let classes = sorted_names(root, |path| path.is_dir())?;
         if classes.is_empty() || classes.len() > limits::CLASSES {
-            return Err(DataError::format(root, format!("{} class folders; expected one folder a class", classes.len())));
+            return Err(DataError::format(
+                root,
+                format!("{} class folders; expected one folder a class", classes.len()),
+            ));
         }
         let mut files = Vec::new();
         for (label, class) in classes.iter().enumerate() {
             let folder = root.join(class);
             let images = sorted_names(&folder, has_image_suffix)?;
             if images.is_empty() {
-                return Err(DataError::format(&folder, "class folder has no .jpeg, .jpg or .png file; remove it or add images"));
+                return Err(DataError::format(
+                    &folder,
+                    "class folder has no .jpeg, .jpg or .png file; remove it or add images",
+                ));
             }
             files.extend(images.into_iter().map(|file| (label as u32, file.into_boxed_str())));
         }

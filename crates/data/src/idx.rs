@@ -30,7 +30,10 @@ impl Idx {
         let [images, height, width] = shape;
         check_size(height, width).map_err(|detail| DataError::format(&path, detail))?;
         if count != images || images == 0 {
-            return Err(DataError::format(&label_path, format!("{count} labels; expected {images}, one an image, and at least one")));
+            return Err(DataError::format(
+                &label_path,
+                format!("{count} labels; expected {images}, one an image, and at least one"),
+            ));
         }
         if let Some(at) = labels.iter().position(|&label| usize::from(label) >= classes.len()) {
             let detail = format!("label {at} is {}; expected below {}", labels[at], classes.len());
@@ -109,7 +112,9 @@ fn parse<const N: usize>(mut reader: impl Read, most: u64) -> Result<([usize; N]
         *side = u32::from_be_bytes(word) as usize;
     }
     let expected = shape.iter().try_fold(1_u64, |product, &side| product.checked_mul(side as u64));
-    let expected = expected.filter(|&bytes| bytes <= most).ok_or_else(|| format!("shape {shape:?} is larger than the file can hold"))?;
+    let expected = expected
+        .filter(|&bytes| bytes <= most)
+        .ok_or_else(|| format!("shape {shape:?} is larger than the file can hold"))?;
     let mut bytes = Vec::new();
     reader.take(expected + 1).read_to_end(&mut bytes).map_err(|e| format!("after {} bytes: {e}", bytes.len()))?;
     if bytes.len() as u64 != expected {

@@ -60,7 +60,8 @@ pub fn pack(
     let folder = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = to.file_name().ok_or_else(|| DataError::Setting(format!("{} is not a file name", to.display())))?;
     let temporary = Temporary(folder.join(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id())));
-    let file = OpenOptions::new().write(true).create_new(true).open(&temporary.0).map_err(DataError::io(&temporary.0))?;
+    let file =
+        OpenOptions::new().write(true).create_new(true).open(&temporary.0).map_err(DataError::io(&temporary.0))?;
     let mut writer = Writer::new(file).map_err(DataError::io(&temporary.0))?;
     let mut bad = Vec::new();
     let total = dataset.len();
@@ -76,7 +77,10 @@ pub fn pack(
         progress(end, total);
     }
     if bad.len() == total {
-        return Err(DataError::Format { path: to.to_path_buf(), detail: format!("none of {total} images could be read") });
+        return Err(DataError::Format {
+            path: to.to_path_buf(),
+            detail: format!("none of {total} images could be read"),
+        });
     }
     let bytes = writer.finish(dataset, &settings.stats).map_err(DataError::io(&temporary.0))?;
     fs::rename(&temporary.0, to).map_err(DataError::io(to))?;
@@ -89,7 +93,9 @@ fn check(dataset: &dyn Dataset, settings: &PackSettings) -> Result<(), DataError
         return Err(DataError::Setting(format!("mean and std need {} entries, one a channel", dataset.channels())));
     }
     if settings.short_side == Some(0) || settings.short_side.is_some() && settings.codec == PackCodec::File {
-        return Err(DataError::Setting("a short side must be positive, and goes with codec raw or deflate only".into()));
+        return Err(DataError::Setting(
+            "a short side must be positive, and goes with codec raw or deflate only".into(),
+        ));
     }
     Ok(())
 }

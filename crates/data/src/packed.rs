@@ -205,7 +205,10 @@ fn check_header(header: &Header, count: usize) -> Result<(), String> {
     }
     let per_channel = [header.mean.len(), header.std.len()] == [header.channels; 2];
     if !per_channel || !header.mean.iter().all(|v| v.is_finite()) || !positive(&header.std) {
-        return Err(format!("mean {:?}, std {:?}: expected a positive std and a mean a channel", header.mean, header.std));
+        return Err(format!(
+            "mean {:?}, std {:?}: expected a positive std and a mean a channel",
+            header.mean, header.std
+        ));
     }
     header.size.map_or(Ok(()), |[height, width]| check_size(height, width))
 }
@@ -240,9 +243,10 @@ fn parse_index(index: &[u8], header: &Header, records_end: usize) -> Result<Vec<
         if !codec::plausible(codec, entry.bytes as usize, size[0] * size[1] * header.channels) {
             return Err(at(format!("{} bytes cannot hold {size:?} pixels", entry.bytes)));
         }
-        offset = offset.checked_add(entry.bytes as usize).filter(|&end| end <= records_end).ok_or_else(|| {
-            at(format!("ends beyond byte {records_end}, where the records end"))
-        })?;
+        offset = offset
+            .checked_add(entry.bytes as usize)
+            .filter(|&end| end <= records_end)
+            .ok_or_else(|| at(format!("ends beyond byte {records_end}, where the records end")))?;
         entries.push(entry);
     }
     if offset != records_end {

@@ -23,6 +23,15 @@ pub enum Split {
     Test,
 }
 
+impl Split {
+    /// The error for a set that has no validation split of its own.
+    pub(crate) fn absent(set: &str) -> DataError {
+        DataError::Setting(format!(
+            "{set} has no validation split of its own; hold images of the training set out per class"
+        ))
+    }
+}
+
 impl fmt::Display for Split {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -95,12 +104,11 @@ fn open_split(set: &str, folder: &Path, split: Split) -> Result<Source, DataErro
             let prefix = match split {
                 Split::Train => "train",
                 Split::Test => "t10k",
-                Split::Val => return Err(no_val(set)),
+                Split::Val => return Err(Split::absent(set)),
             };
             let idx = Idx::open(folder, prefix, &format!("fashion/{split}"), &FASHION_CLASSES)?;
             Ok(Source { dataset: Box::new(idx), stats: Stats::new(&[0.2860], &[0.3530]) })
         }
-        "cifar10" | "cifar100" if split == Split::Val => Err(no_val(set)),
         "cifar10" => Ok(Source {
             dataset: Box::new(Cifar::open(folder, CifarKind::Cifar10, split)?),
             stats: Stats::new(&[0.4914, 0.4822, 0.4465], &[0.2023, 0.1994, 0.2010]),
@@ -122,8 +130,4 @@ fn open_packed(folder: &Path, split: Split) -> Result<Source, DataError> {
     let packed = Packed::open(&folder.join(format!("{split}.pack")))?;
     let stats = packed.stats();
     Ok(Source { dataset: Box::new(packed), stats })
-}
-
-fn no_val(set: &str) -> DataError {
-    DataError::Setting(format!("{set} has no validation split of its own; hold images of the training set out per class"))
 }

@@ -79,6 +79,8 @@ pub enum Source {
     /// Index into `Graph::batch`.
     Batch(u32),
     State(StateId),
+    /// Nothing any more: a pass dropped or replaced the node.
+    Dropped,
 }
 
 #[derive(Clone, Debug)]
@@ -271,6 +273,39 @@ impl Graph {
         (0..2).map(|r| rows.0[r] as usize * self.units[r]).sum()
     }
 
+    /// The graph with other nodes over the same values: ids of values never change, so whoever holds one keeps it.
+    /// Nodes are put in order of place and, within a place, moved back only as far as their inputs demand.
+    pub fn with_nodes(&self, nodes: Vec<Node>) -> Graph {
+        let mut graph = self.clone();
+        for value in &mut graph.values {
+            if let Source::Node(..) = value.source {
+                value.source = Source::Dropped;
+            }
+        }
+        graph.nodes = sorted(nodes, graph.values.len());
+        for (i, node) in graph.nodes.iter().enumerate() {
+            for (k, output) in node.outputs.iter().enumerate() {
+                graph.values[output.0 as usize].source = Source::Node(NodeId(i as u32), k as u32);
+            }
+        }
+        graph
+    }
+
+    /// The graph without nodes whose outputs neither a kept node nor `roots` read; nodes without outputs are kept.
+    pub fn pruned(&self, roots: &[ValueId]) -> Graph {
+        let mut live = vec![false; self.values.len()];
+        roots.iter().for_each(|r| live[r.0 as usize] = true);
+        let mut kept: Vec<Node> = Vec::with_capacity(self.nodes.len());
+        for node in self.nodes.iter().rev() {
+            if node.outputs.is_empty() || node.outputs.iter().any(|o| live[o.0 as usize]) {
+                node.inputs.iter().for_each(|i| live[i.0 as usize] = true);
+                kept.push(node.clone());
+            }
+        }
+        kept.reverse();
+        self.with_nodes(kept)
+    }
+
     fn rows_of(&self, op: &Op, inputs: &[ValueId]) -> Rows {
         use crate::op::Axis;
         let rows = |i: usize| self.value(inputs[i]).rows;
@@ -293,4 +328,36 @@ impl Graph {
             _ => inputs.iter().map(|&i| self.value(i).rows).find(|r| *r != Rows::default()).unwrap_or_default(),
         }
     }
+}
+
+/// Nodes by place; within a place in the given order, except that a node waits for its inputs.
+fn sorted(mut nodes: Vec<Node>, values: usize) -> Vec<Node> {
+    nodes.sort_by_key(|n| n.place);
+    let mut producer = vec![usize::MAX; values];
+    for (i, node) in nodes.iter().enumerate() {
+        node.outputs.iter().for_each(|o| producer[o.0 as usize] = i);
+    }
+    let mut order = Vec::with_capacity(nodes.len());
+    let mut seen = vec![false; nodes.len()];
+    let mut stack = Vec::new();
+    for start in 0..nodes.len() {
+        stack.push((start, 0));
+        while let Some((i, next)) = stack.pop() {
+            if next == 0 && std::mem::replace(&mut seen[i], true) {
+                continue;
+            }
+            match nodes[i].inputs.get(next) {
+                None => order.push(i),
+                Some(input) => {
+                    stack.push((i, next + 1));
+                    let from = producer[input.0 as usize];
+                    if from != usize::MAX && !seen[from] {
+                        stack.push((from, 0));
+                    }
+                }
+            }
+        }
+    }
+    let mut slots: Vec<_> = nodes.into_iter().map(Some).collect();
+    order.into_iter().map(|i| slots[i].take().expect("each node is ordered once")).collect()
 }

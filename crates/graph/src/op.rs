@@ -327,7 +327,7 @@ pub enum Op {
     Sgd(Box<SgdArgs>),
     /// finite → ema ← d·ema + (1 − d)·source, d in a slot
     Ema { pairs: Vec<(StateId, StateId)>, decay: SlotId },
-    /// finite, then carried mean and unbiased variance per layer → running statistics, in (micro-batch, group) order
+    /// finite, then carried mean and unbiased variance per layer → running statistics, in (micro-batch, forward, group) order
     BnRunning { momentum: f64, layers: Vec<BnRunningLayer> },
     /// finite, carried value [m,..] → state [m·rows,..]: rolling state, the state's rows in global order
     Assign { state: StateId },
@@ -342,6 +342,8 @@ pub struct BnRunningLayer {
     pub var: StateId,
     /// Times that each batch of statistics is applied (2 for three layers of the published WRNs).
     pub updates: usize,
+    /// Forwards of the layer in the phase: so many pairs of carried statistics, applied in turn in each micro-batch.
+    pub forwards: usize,
 }
 
 impl Op {

@@ -114,6 +114,7 @@ impl Graph {
             Source::Node(..) => format!("%{}", id.0),
             Source::Batch(i) => format!("batch.{}", self.batch[i as usize].name),
             Source::State(state) => self.state(state).name.clone(),
+            Source::Dropped => format!("%{} (dropped)", id.0),
         }
     }
 }

@@ -25,7 +25,11 @@ pub fn verify(graph: &Graph, pass: &str) -> Result<(), GraphError> {
         }
         let crosses = matches!(node.op, Op::Reduce | Op::Carry);
         for &input in &node.inputs {
-            let Source::Node(from, k) = graph.value(input).source else { continue };
+            let (from, k) = match graph.value(input).source {
+                Source::Node(from, k) => (from, k),
+                Source::Batch(_) | Source::State(_) => continue,
+                Source::Dropped => return Err(fail(format!("reads {}", graph.name(input)))),
+            };
             let producer = graph.node(from);
             if from.0 as usize >= i {
                 return Err(fail(format!("reads {} before it is made", graph.name(input))));

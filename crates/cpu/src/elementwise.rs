@@ -1,0 +1,212 @@
+//! Passes over whole tensors: maps, maps with a constant per channel, and sums in a fixed order.
+//!
+//! NOTE: work is cut into blocks by sizes alone and partial sums are merged in block order, so that results are
+//! bit-identical for any number of threads. Inner loops run over arrays of [`LANES`] values, which the compiler vectorises.
+
+use crate::io::{Io, Real};
+use graph::{Binary, Unary, Weight};
+use rayon::prelude::*;
+
+/// Elements of a block: a few operands of it fit L2.
+pub(crate) const BLOCK: usize = 1 << 14;
+/// Values that an inner loop handles together.
+pub(crate) const LANES: usize = 16;
+/// Rows added up in `T` before they go to f64.
+const RUN: usize = 32;
+
+/// Runs `f(block, part of a, part of b)` over blocks of `a.1` and `b.1` elements, in parallel; `b` may be empty.
+pub(crate) fn for_blocks<A: Send, B: Send>(
+    a: (&mut [A], usize),
+    b: (&mut [B], usize),
+    f: impl Fn(usize, &mut [A], &mut [B]) + Sync,
+) {
+    if a.0.len() <= a.1 {
+        return f(0, a.0, b.0);
+    }
+    let mut second = b.0.chunks_mut(b.1.max(1));
+    let blocks: Vec<_> = a.0.chunks_mut(a.1).map(|a| (a, second.next().unwrap_or_default())).collect();
+    blocks.into_par_iter().enumerate().for_each(|(i, (a, b))| f(i, a, b));
+}
+
+/// out[i] = f(inputs[i], tiles[i mod tile length]); every tile has one length, a multiple of [`LANES`].
+#[inline(always)]
+pub(crate) fn apply<T: Real, const N: usize, const K: usize>(
+    out: &mut [T],
+    inputs: [&[T]; N],
+    tiles: [&[T]; K],
+    f: impl Fn([T; N], [T; K]) -> T,
+) {
+    let width = tiles.first().map_or(LANES, |t| t.len());
+    let lanes = |x: &[T], at: usize| -> [T; LANES] { *x[at..].first_chunk().expect("whole lanes") };
+    for (row, out) in out.chunks_mut(width).enumerate() {
+        let inputs = inputs.map(|x| &x[row * width..][..out.len()]);
+        let (blocks, rest) = out.as_chunks_mut::<LANES>();
+        let done = blocks.len() * LANES;
+        for (b, out) in blocks.iter_mut().enumerate() {
+            let (x, t) = (inputs.map(|x| lanes(x, b * LANES)), tiles.map(|t| lanes(t, b * LANES)));
+            *out = std::array::from_fn(|j| f(x.map(|x| x[j]), t.map(|t| t[j])));
+        }
+        for (j, out) in rest.iter_mut().enumerate() {
+            *out = f(inputs.map(|x| x[done + j]), tiles.map(|t| t[done + j]));
+        }
+    }
+}
+
+/// out[i] = f(inputs[i]) in parallel.
+pub(crate) fn map<T: Real, const N: usize>(out: &mut [T], inputs: [&[T]; N], f: impl Fn([T; N]) -> T + Sync) {
+    for_blocks((out, BLOCK), (&mut [(); 0], 1), |i, out, _| {
+        apply(out, inputs.map(|x| &x[i * BLOCK..][..out.len()]), [], |x, []| f(x));
+    });
+}
+
+/// out[i] = f(out[i]) in parallel.
+pub(crate) fn map_in_place<T: Real>(out: &mut [T], f: impl Fn(T) -> T + Sync) {
+    for_blocks((out, BLOCK), (&mut [(); 0], 1), |_, out, _| out.iter_mut().for_each(|y| *y = f(*y)));
+}
+
+/// Length of a tile of `c` channels: whole rows, whole lanes, not too short a loop.
+pub(crate) fn tile_width(c: usize) -> usize {
+    let least = (1..=LANES).map(|k| k * c).find(|w| w.is_multiple_of(LANES)).unwrap_or(c);
+    least * (4 * LANES / least.max(1)).max(1)
+}
+
+/// A constant per channel, repeated to a tile.
+pub(crate) fn tile<T: Real>(channels: impl Iterator<Item = T> + Clone, c: usize) -> Vec<T> {
+    channels.cycle().take(tile_width(c)).collect()
+}
+
+/// Rows of a block of `c` channels; a multiple of 8, so that a block's mask starts at a byte.
+pub(crate) fn block_rows(c: usize) -> usize {
+    (BLOCK / c.max(1)).max(1).next_multiple_of(8)
+}
+
+/// Sums over rows: total[s][channel] = Σ f(inputs, tiles)[s], each run of rows in `T`, runs in f64, all in order.
+pub(crate) fn column_sums<T: Real, const N: usize, const K: usize, const S: usize>(
+    inputs: [&[T]; N],
+    tiles: [&[T]; K],
+    c: usize,
+    f: impl Fn([T; N], [T; K]) -> [T; S],
+) -> [Vec<f64>; S] {
+    let width = tile_width(c);
+    let mut totals = [(); S].map(|()| vec![0.0; c]);
+    let mut sums = vec![[[T::ZERO; LANES]; S]; width / LANES];
+    let lanes = |x: &[T], at: usize| -> [T; LANES] { *x[at..].first_chunk().expect("whole lanes") };
+    let len = inputs[0].len();
+    let whole = len / width * width;
+    for run in (0..whole).step_by(RUN * width) {
+        sums.fill([[T::ZERO; LANES]; S]);
+        for at in (run..whole.min(run + RUN * width)).step_by(width) {
+            for (b, sums) in sums.iter_mut().enumerate() {
+                let (x, t) = (inputs.map(|x| lanes(x, at + b * LANES)), tiles.map(|t| lanes(t, b * LANES)));
+                let mut new = *sums;
+                for j in 0..LANES {
+                    let values = f(x.map(|x| x[j]), t.map(|t| t[j]));
+                    (0..S).for_each(|s| new[s][j] += values[s]);
+                }
+                *sums = new;
+            }
+        }
+        for (s, total) in totals.iter_mut().enumerate() {
+            let flat = sums.iter().flat_map(|b| b[s]);
+            flat.zip((0..c).cycle()).for_each(|(sum, channel)| total[channel] += sum.to_f64());
+        }
+    }
+    for i in whole..len {
+        let values = f(inputs.map(|x| x[i]), tiles.map(|t| t[i - whole]));
+        (0..S).for_each(|s| totals[s][(i - whole) % c] += values[s].to_f64());
+    }
+    totals
+}
+
+/// Σ f(inputs[i]) in f64: blocks in parallel, merged in order.
+pub(crate) fn sum<T: Real, const N: usize>(inputs: [&[T]; N], f: impl Fn([T; N]) -> f64 + Sync) -> f64 {
+    let len = inputs[0].len();
+    let block = |at: usize| {
+        let inputs = inputs.map(|x| &x[at..len.min(at + BLOCK)]);
+        let mut sums = [0.0; LANES];
+        for at in (0..inputs[0].len()).step_by(LANES) {
+            let inputs = inputs.map(|x| &x[at..x.len().min(at + LANES)]);
+            (0..inputs[0].len()).for_each(|j| sums[j] += f(inputs.map(|x| x[j])));
+        }
+        sums.iter().sum::<f64>()
+    };
+    if len <= BLOCK {
+        return block(0);
+    }
+    (0..len.div_ceil(BLOCK)).into_par_iter().map(|i| block(i * BLOCK)).collect::<Vec<_>>().iter().sum()
+}
+
+/// The value where it is not negative, else zero; NaN stays.
+#[inline(always)]
+pub(crate) fn relu<T: Real>(x: T) -> T {
+    if x < T::ZERO { T::ZERO } else { x }
+}
+
+pub(crate) fn unary<T: Real>(io: &mut Io<'_>, kind: Unary) {
+    let x = io.real(0);
+    match kind {
+        Unary::Relu => map(io.out::<T>(), [x], |[x]| relu(x)),
+        Unary::Relu6 => {
+            let six = T::of(6.0);
+            map(io.out(), [x], |[x]| if x > six { six } else { relu(x) });
+        }
+        Unary::Sigmoid => map(io.out::<T>(), [x], |[x]| T::ONE / (T::ONE + (-x).exp())),
+    }
+}
+
+/// dy, y → dx; zero at the kinks.
+pub(crate) fn unary_grad<T: Real>(io: &mut Io<'_>, kind: Unary) {
+    let inputs = [io.real(0), io.real(1)];
+    match kind {
+        Unary::Relu => map(io.out::<T>(), inputs, |[dy, y]| if y > T::ZERO { dy } else { T::ZERO }),
+        Unary::Relu6 => {
+            let inside = |y: T| y > T::ZERO && y < T::of(6.0);
+            map(io.out(), inputs, |[dy, y]| if inside(y) { dy } else { T::ZERO });
+        }
+        Unary::Sigmoid => map(io.out::<T>(), inputs, |[dy, y]| dy * y * (T::ONE - y)),
+    }
+}
+
+pub(crate) fn binary<T: Real>(io: &mut Io<'_>, kind: Binary) {
+    let inputs = [io.real(0), io.real(1)];
+    match kind {
+        Binary::Add => map(io.out::<T>(), inputs, |[a, b]| a + b),
+        Binary::Sub => map(io.out::<T>(), inputs, |[a, b]| a - b),
+        Binary::Mul => map(io.out::<T>(), inputs, |[a, b]| a * b),
+    }
+}
+
+pub(crate) fn scale<T: Real>(io: &mut Io<'_>, weight: Weight) {
+    let (x, weight) = (io.real::<T>(0), T::of(io.scalars.weight(weight)));
+    map(io.out(), [x], |[x]| weight * x);
+}
+
+/// x [..,c] + bias [c].
+pub(crate) fn add_bias<T: Real>(io: &mut Io<'_>) {
+    let (x, bias) = (io.real::<T>(0), io.real::<T>(1));
+    let c = bias.len();
+    let (tile, size) = (tile(bias.iter().copied(), c), block_rows(c) * c);
+    for_blocks((io.out(), size), (&mut [(); 0], 1), |i, out, _| {
+        apply(out, [&x[i * size..][..out.len()]], [&tile], |[x], [bias]| x + bias);
+    });
+}
+
+/// [..,c] → [c].
+pub(crate) fn column_sum<T: Real>(io: &mut Io<'_>) {
+    let (x, c) = (io.real::<T>(0), io.outputs[0].shape[0]);
+    let sums = x.par_chunks(block_rows(c) * c).map(|x| column_sums([x], [], c, |x, []| x)).collect::<Vec<_>>();
+    for (channel, out) in io.out::<T>().iter_mut().enumerate() {
+        *out = T::of(sums.iter().map(|[block]| block[channel]).sum());
+    }
+}
+
+/// a + b; a's memory may be the output's.
+pub(crate) fn accumulate<T: Real>(io: &mut Io<'_>) {
+    let (a, b) = (io.inputs[0], io.real::<T>(1));
+    if !a.in_place() {
+        return map(io.out(), [a.real(), b], |[a, b]| a + b);
+    }
+    for_blocks((io.out::<T>(), BLOCK), (&mut [(); 0], 1), |i, out, _| {
+        out.iter_mut().zip(&b[i * BLOCK..]).for_each(|(out, &b)| *out += b);
+    });
+}

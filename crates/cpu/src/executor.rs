@@ -1,0 +1,179 @@
+//! Runs plans on the CPU: bodies per micro-batch, updates per step, in a thread pool of its own.
+
+use crate::arena::Arenas;
+use crate::io::{Real, Scalars};
+use crate::run::run;
+use graph::{Op, Section, ValueId};
+use plan::{Arena, Arg, Launch, Loc, Plan, StateTable};
+use std::time::{Duration, Instant};
+use tensor::{Dtype, HostTensor};
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub enum CpuError {
+    #[error("cannot start {threads} threads: {source}")]
+    Threads { threads: usize, source: rayon::ThreadPoolBuildError },
+    #[error("{name}: expected {expected}, got {got}")]
+    Tensor { name: String, expected: String, got: String },
+}
+
+/// A launch whose output is not finite.
+#[derive(Clone, Debug)]
+pub struct NonFinite {
+    pub path: String,
+    pub op: &'static str,
+}
+
+/// Memory and threads of one rank. `T` is f32, or f64 for checks.
+#[derive(Debug)]
+pub struct Executor<T> {
+    arenas: Arenas,
+    pool: rayon::ThreadPool,
+    /// Time per launch, when asked for.
+    profile: Option<Vec<(String, &'static str, Duration)>>,
+    real: std::marker::PhantomData<T>,
+}
+
+impl<T: Real> Executor<T> {
+    pub fn new(threads: usize) -> Result<Executor<T>, CpuError> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("cpu-{i}")).build();
+        let pool = pool.map_err(|source| CpuError::Threads { threads, source })?;
+        Ok(Executor { arenas: Arenas::default(), pool, profile: None, real: std::marker::PhantomData })
+    }
+
+    /// Makes room for a plan and `micro_batches` of carried values.
+    pub fn reserve(&mut self, plan: &Plan, states: &StateTable, micro_batches: usize) {
+        let p = &plan.placement;
+        self.arenas.state.reserve(states.bytes);
+        self.arenas.batch.reserve(p.batch_bytes);
+        self.arenas.prepared.reserve(p.prepared_bytes);
+        self.arenas.reduce.reserve(p.layout.reduce_bytes);
+        self.arenas.carry.reserve(p.layout.carry_bytes * micro_batches);
+        self.arenas.work.reserve(p.work_bytes);
+    }
+
+    /// Runs what depends on frozen state alone. Needed after the state was loaded, and when another plan was prepared.
+    pub fn prepare(&mut self, plan: &Plan) {
+        self.launches(plan, plan.section(0, Section::Prepare), Some(0), &Scalars::default());
+    }
+
+    /// Fills an input of the next body. Floats are converted to the executor's own type.
+    pub fn set_input(&mut self, plan: &Plan, name: &str, data: &HostTensor) -> Result<(), CpuError> {
+        let Some(input) = plan.graph.batch.iter().find(|b| b.name == name) else { return Ok(()) };
+        let arg = plan.arg(input.value);
+        let fail = |expected: String| CpuError::Tensor {
+            name: name.to_string(),
+            expected,
+            got: format!("{}{}", data.dtype().name(), data.shape()),
+        };
+        if data.shape() != arg.shape {
+            return Err(fail(format!("{}{}", arg.dtype.name(), arg.shape)));
+        }
+        let bytes = plan.placement.storage.size(arg.shape, arg.dtype);
+        let to = &mut self.arenas.batch.bytes_mut()[arg.loc.offset..arg.loc.offset + bytes];
+        if matches!(arg.dtype, Dtype::F32 | Dtype::F64 | Dtype::Bf16) {
+            let values = data.to_f64().map_err(|_| fail("a float dtype".into()))?;
+            let to: &mut [T] = bytemuck::cast_slice_mut(to);
+            to.iter_mut().zip(values).for_each(|(t, v)| *t = T::of(v));
+        } else if data.dtype() == arg.dtype {
+            to.copy_from_slice(data.bytes());
+        } else {
+            return Err(fail(format!("{}{}", arg.dtype.name(), arg.shape)));
+        }
+        Ok(())
+    }
+
+    /// Runs the body of a phase for one micro-batch. `slot` counts the rank's micro-batches.
+    pub fn body(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) {
+        self.launches(plan, plan.section(phase, Section::Body), Some(slot), scalars);
+    }
+
+    /// Runs the update of a phase on reduced gradients and all carried values.
+    pub fn update(&mut self, plan: &Plan, phase: usize, scalars: &Scalars) {
+        self.launches(plan, plan.section(phase, Section::Update), None, scalars);
+    }
+
+    /// Runs a body launch by launch and names the first whose output is not finite.
+    pub fn first_nonfinite(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) -> Option<NonFinite> {
+        for launch in plan.section(phase, Section::Body) {
+            self.launches(plan, std::slice::from_ref(launch), Some(slot), scalars);
+            let io = self.arenas.io(plan, launch, Some(slot), scalars);
+            let float = |o: &&mut crate::io::Output<'_>| matches!(o.dtype, Dtype::F32 | Dtype::F64 | Dtype::Bf16);
+            let mut outputs = io.outputs;
+            if outputs.iter_mut().filter(float).any(|o| o.real::<T>().iter().any(|x| !x.is_finite())) {
+                return Some(NonFinite { path: launch.path.clone(), op: launch.op.name() });
+            }
+        }
+        None
+    }
+
+    fn launches(&mut self, plan: &Plan, launches: &[Launch], slot: Option<usize>, scalars: &Scalars) {
+        let Executor { arenas, pool, profile, .. } = self;
+        pool.install(|| {
+            for launch in launches {
+                let begin = Instant::now();
+                if launch.op == Op::Accumulate {
+                    accumulate::<T>(arenas, plan, launch);
+                } else {
+                    run::<T>(&launch.op, &mut arenas.io(plan, launch, slot, scalars));
+                }
+                if let Some(profile) = profile {
+                    profile.push((launch.path.clone(), launch.op.name(), begin.elapsed()));
+                }
+            }
+        });
+    }
+
+    /// Starts or ends the timing of launches; gives what was recorded.
+    pub fn profile(&mut self, next: Option<()>) -> Vec<(String, &'static str, Duration)> {
+        std::mem::replace(&mut self.profile, next.map(|()| Vec::new())).unwrap_or_default()
+    }
+
+    /// A phase's part of the reduce arena: loss values, monitors and gradients.
+    pub fn reduce_mut(&mut self, plan: &Plan, phase: usize) -> &mut [T] {
+        let range = plan.reduce.phases[phase].clone();
+        let all: &mut [T] = bytemuck::cast_slice_mut(self.arenas.reduce.bytes_mut());
+        &mut all[range]
+    }
+
+    /// Slots of carried values: `slots` micro-batches from the first.
+    pub fn carry_mut(&mut self, plan: &Plan, slots: usize) -> &mut [u8] {
+        let bytes = plan.placement.layout.carry_bytes * slots;
+        &mut self.arenas.carry.bytes_mut()[..bytes]
+    }
+
+    /// A value that is still in memory.
+    pub fn read(&self, plan: &Plan, value: ValueId) -> Vec<f64> {
+        let arg = plan.arg(value);
+        self.reals(arg.loc, arg.shape.elements()).iter().map(|x| x.to_f64()).collect()
+    }
+
+    pub(crate) fn reals(&self, loc: Loc, elements: usize) -> &[T] {
+        let bytes = self.arenas.get(loc.arena).bytes();
+        bytemuck::cast_slice(&bytes[loc.offset..loc.offset + elements * size_of::<T>()])
+    }
+
+    /// The elements of a state at `offset` of the table.
+    pub fn state(&self, offset: usize, elements: usize) -> &[T] {
+        self.reals(Loc { arena: Arena::State, offset }, elements)
+    }
+
+    pub fn state_mut(&mut self, offset: usize, elements: usize) -> &mut [T] {
+        let bytes = self.arenas.state.bytes_mut();
+        bytemuck::cast_slice_mut(&mut bytes[offset..offset + elements * size_of::<T>()])
+    }
+}
+
+/// dst += src where dst lies in the reduce arena: the only launch that works in place.
+fn accumulate<T: Real>(arenas: &mut Arenas, plan: &Plan, launch: &Launch) {
+    let read = |arenas: &Arenas, arg: &Arg| -> Vec<T> {
+        let bytes = arenas.get(arg.loc.arena).bytes();
+        let end = arg.loc.offset + plan.placement.storage.size(arg.shape, arg.dtype);
+        bytemuck::cast_slice(&bytes[arg.loc.offset..end]).to_vec()
+    };
+    let src = read(arenas, &launch.inputs[1]);
+    let dst = &launch.outputs[0];
+    let bytes = arenas.get_mut(dst.loc.arena).bytes_mut();
+    let dst: &mut [T] = bytemuck::cast_slice_mut(&mut bytes[dst.loc.offset..]);
+    dst.iter_mut().zip(src).for_each(|(d, s)| *d += s);
+}

@@ -1,0 +1,39 @@
+//! ResNet-(6n+2) for small images (He et al. 2015, arXiv:1512.03385, section 4.2): three stages of n basic blocks.
+//!
+//! Widths are [16; 16, 32, 64]. The ×2 and ×4 nets of the distillation benches widen them to [16; 32, 64, 128] and
+//! [32; 64, 128, 256]: the stem of ×2 keeps its 16 channels, that of ×4 is doubled, so `layer1.0` has a projection.
+
+use crate::residual::{Residual, basic_block};
+use graph::{Expr, InitScheme, Net, Network, Taps};
+
+/// Channels of the stem and of the three stages.
+pub(crate) type Widths = [usize; 4];
+pub(crate) const PLAIN: Widths = [16, 16, 32, 64];
+pub(crate) const X2: Widths = [16, 32, 64, 128];
+pub(crate) const X4: Widths = [32, 64, 128, 256];
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ResnetCifar {
+    /// 6n+2.
+    pub(crate) depth: usize,
+    pub(crate) widths: Widths,
+    pub(crate) classes: usize,
+}
+
+impl Network for ResnetCifar {
+    fn build<'g>(&self, net: &Net<'g>, image: Expr<'g>) -> Taps<'g> {
+        let net = net.clone().init(InitScheme::FanOut);
+        let mut x = net.bn("bn1", net.conv("conv1", image, self.widths[0], 3, 1)).relu(); // [n,32,32,c0]
+        let mut stages = vec![x];
+        for (s, &width) in self.widths[1..].iter().enumerate() {
+            for b in 0..(self.depth - 2) / 6 {
+                let stride = if s > 0 && b == 0 { 2 } else { 1 };
+                let scope = net.scope(&format!("layer{}.{b}", s + 1));
+                x = basic_block(&scope, x, Residual { width, stride, projection: "downsample" });
+            }
+            stages.push(x); // after the ReLU: [n,32,32,c1], [n,16,16,c2], [n,8,8,c3]
+        }
+        let pooled = x.mean_hw(); // the whole map, so any image size works
+        Taps { stages, pooled, logits: net.linear("fc", pooled, self.classes) }
+    }
+}

@@ -1,0 +1,150 @@
+//! fuse: groups of ops become one kernel each. Elementwise fusions keep every bit; folding a frozen batch norm does not,
+//! and its order of operations is fixed too.
+//!
+//! In: a graph with updates. Out: the same losses, gradients and commits with fewer nodes; values keep their ids.
+//! Patterns: input (crop, flip, normalise, patch swap), frozen conv+BN(+add)(+ReLU), BN(+add)+ReLU both ways with bit
+//! masks, fork gradients inside dgrad, and all row losses of a phase with their gradients.
+
+use crate::step::StepGraph;
+use crate::{fuse_bn, fuse_frozen, fuse_rows};
+use graph::{Axis, Binary, Graph, Node, NodeId, Op, ValueId};
+use std::collections::HashMap;
+
+/// How far to fuse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fusion {
+    /// Every op by itself (design a of the roofline count).
+    Off,
+    /// All of the above (design b).
+    Full,
+}
+
+pub fn fuse(step: &StepGraph, fusion: Fusion) -> StepGraph {
+    let step = strip_detach(step);
+    if fusion == Fusion::Off {
+        return step;
+    }
+    let step = image_swap(&step);
+    let step = fuse_frozen::frozen_groups(&step);
+    let step = fuse_bn::batch_norms(&step);
+    let step = fork_adds(&step);
+    fuse_rows::row_losses(&step)
+}
+
+/// Nodes being replaced. Values that someone outside the graph holds are `kept`: they must go on being made.
+pub(crate) struct Rewrite<'a> {
+    pub graph: Graph,
+    pub nodes: Vec<Option<Node>>,
+    readers: Vec<Vec<NodeId>>,
+    kept: Vec<bool>,
+    step: &'a StepGraph,
+}
+
+impl<'a> Rewrite<'a> {
+    pub(crate) fn new(step: &'a StepGraph) -> Rewrite<'a> {
+        let graph = step.graph.clone();
+        let nodes = graph.nodes.iter().cloned().map(Some).collect();
+        let mut kept = vec![false; graph.values.len()];
+        for phase in &step.phases {
+            phase.losses.outputs.iter().for_each(|o| kept[o.1.0 as usize] = true);
+        }
+        Rewrite { readers: graph.readers(), nodes, kept, graph, step }
+    }
+
+    /// The only reader of a value, if there is just one and nobody outside holds the value.
+    pub(crate) fn only_reader(&self, value: ValueId) -> Option<NodeId> {
+        match &self.readers[value.0 as usize][..] {
+            [one] if !self.kept[value.0 as usize] => Some(*one),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn readers(&self, value: ValueId) -> &[NodeId] {
+        self.readers.get(value.0 as usize).map_or(&[], |r| r)
+    }
+
+    pub(crate) fn is_kept(&self, value: ValueId) -> bool {
+        self.kept[value.0 as usize]
+    }
+
+    /// The node of a value, unless it was dropped or replaced already.
+    pub(crate) fn producer(&self, value: ValueId) -> Option<(NodeId, &Node)> {
+        let graph::Source::Node(id, _) = self.graph.value(value).source else { return None };
+        self.nodes[id.0 as usize].as_ref().filter(|n| n.outputs.contains(&value)).map(|n| (id, n))
+    }
+
+    pub(crate) fn drop_node(&mut self, id: NodeId) {
+        self.nodes[id.0 as usize] = None;
+    }
+
+    pub(crate) fn finish(self) -> StepGraph {
+        let nodes = self.nodes.into_iter().flatten().collect();
+        StepGraph { graph: self.graph.with_nodes(nodes), phases: self.step.phases.clone() }
+    }
+}
+
+/// A detached value is the value itself once gradients are made.
+fn strip_detach(step: &StepGraph) -> StepGraph {
+    let mut same: HashMap<ValueId, ValueId> = HashMap::new();
+    let mut nodes = Vec::with_capacity(step.graph.nodes.len());
+    for node in &step.graph.nodes {
+        let mut node = node.clone();
+        node.inputs.iter_mut().for_each(|i| *i = *same.get(i).unwrap_or(i));
+        if node.op == Op::Detach {
+            same.insert(node.outputs[0], node.inputs[0]);
+        } else {
+            nodes.push(node);
+        }
+    }
+    let mut step = StepGraph { graph: step.graph.with_nodes(nodes), phases: step.phases.clone() };
+    for output in step.phases.iter_mut().flat_map(|p| &mut p.losses.outputs) {
+        output.1 = *same.get(&output.1).unwrap_or(&output.1);
+    }
+    step
+}
+
+fn image_swap(step: &StepGraph) -> StepGraph {
+    let mut rewrite = Rewrite::new(step);
+    for (id, node) in step.graph.iter() {
+        let Op::PatchSwap { cell } = node.op else { continue };
+        let Some((from, input)) = rewrite.producer(node.inputs[0]) else { continue };
+        let (Op::ImageInput(image), Some(_)) = (&input.op, rewrite.only_reader(node.inputs[0])) else { continue };
+        let inputs = [&input.inputs[..], &node.inputs[1..]].concat();
+        let fused = Node { op: Op::ImageSwap { image: *image, cell }, inputs, ..node.clone() };
+        rewrite.drop_node(from);
+        rewrite.nodes[id.0 as usize] = Some(fused);
+    }
+    rewrite.finish()
+}
+
+/// The gradient of a fork: the later of the two convolutions adds its share to the other branch's.
+fn fork_adds(step: &StepGraph) -> StepGraph {
+    let mut rewrite = Rewrite::new(step);
+    for (id, node) in step.graph.iter() {
+        if node.op != Op::Binary(Binary::Add) {
+            continue;
+        }
+        let candidate = |&k: &usize| {
+            let (at, dgrad) = rewrite.producer(node.inputs[k])?;
+            let plain = matches!(dgrad.op, Op::ConvDgrad { .. }) && dgrad.inputs.len() == 2;
+            (plain && rewrite.only_reader(node.inputs[k]).is_some()).then_some((at, k))
+        };
+        let Some((at, k)) = [0, 1].iter().filter_map(candidate).max() else { continue };
+        let mut dgrad = step.graph.node(at).clone();
+        dgrad.inputs.push(node.inputs[1 - k]);
+        dgrad.outputs = node.outputs.clone();
+        rewrite.drop_node(at);
+        rewrite.nodes[id.0 as usize] = Some(dgrad);
+    }
+    rewrite.finish()
+}
+
+/// The tensor that a value is a run of rows of, and where the run begins.
+pub(crate) fn base_of(graph: &Graph, mut value: ValueId) -> (ValueId, usize) {
+    let mut at = 0;
+    while let Some(Node { op: Op::Slice { axis: Axis::Batch, start, .. }, inputs, .. }) = graph.producer(value) {
+        at += start;
+        value = inputs[0];
+    }
+    (value, at)
+}

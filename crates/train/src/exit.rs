@@ -1,0 +1,53 @@
+//! The documented exit codes.
+
+/// How the program ended. On a verdict all ranks leave with one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Exit {
+    /// The work is done, perhaps degraded (a save or log failed on the way).
+    Done = 0,
+    /// Usage or configuration.
+    Usage = 64,
+    /// Bad data beyond the policy.
+    BadData = 65,
+    /// Rendezvous or a peer unreachable.
+    Unreachable = 69,
+    /// A bug: panic or broken invariant.
+    Internal = 70,
+    /// GPU or NCCL error.
+    Device = 71,
+    /// I/O error on a checkpoint.
+    CheckpointIo = 74,
+    /// Preempted, checkpoint good.
+    Preempted = 75,
+    /// Another rank was lost; this one survived it.
+    PeerLost = 76,
+    /// A rank hung.
+    Hang = 77,
+    /// A check before the start failed.
+    Preflight = 78,
+    /// Loss or gradients not finite, or ranks differ.
+    Divergence = 79,
+    /// Stopped by INT without a save.
+    Interrupted = 130,
+    /// Stopped by TERM without a save.
+    Terminated = 143,
+}
+
+impl Exit {
+    /// The code that the process returns.
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// Whether running the same job again makes sense.
+    pub const fn requeue(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Preempted | Self::PeerLost | Self::Hang)
+    }
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        exit.code().into()
+    }
+}

@@ -1,0 +1,260 @@
+//! The recipe: one TOML file that describes a run. Every key is here; the rest of the program reads these structs.
+
+use crate::schedule::Schedule;
+use data::OnBad;
+use graph::Precision;
+use methods::MethodSpec;
+use nets::NetworkSpec;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    pub data: DataSection,
+    pub network: NetworkSpec,
+    /// Frozen teachers; none for methods that need none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub teacher: Vec<TeacherSection>,
+    pub method: MethodSpec,
+    pub train: TrainSection,
+    pub optimizer: OptimizerSection,
+    #[serde(default)]
+    pub schedule: Schedule,
+    #[serde(default)]
+    pub eval: EvalSection,
+    #[serde(default)]
+    pub output: OutputSection,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// fashion | cifar10 | cifar100 | folder | packed
+    pub set: String,
+    /// Where it lies; relative paths are tried from the recipe's folder, then from $RETORT_DATA.
+    pub folder: PathBuf,
+    /// How training images are varied. Default: what the set's publications use (chapter 0.5).
+    #[serde(default)]
+    pub augment: Augment,
+    /// Zero pixels added on each side before the random crop. Default 4.
+    #[serde(default = "four")]
+    pub pad: usize,
+    /// Side of training and test images of sets whose images differ in size. Default 224.
+    #[serde(default = "side224")]
+    pub size: usize,
+    /// Images of each class cut from the training set as a validation split. Default 0: none, and `eval.split` is the test set.
+    #[serde(default)]
+    pub validation_per_class: usize,
+    /// Keep a short last batch. Default true, as the published code does.
+    #[serde(default = "yes")]
+    pub keep_last: bool,
+    /// Normalisation, if it is not the set's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean: Option<Vec<f64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub std: Option<Vec<f64>>,
+    /// substitute | skip | fail
+    #[serde(default)]
+    pub on_bad_sample: OnBad,
+    /// Share of the set that may be bad before the run ends. Default 0.001.
+    #[serde(default = "max_bad")]
+    pub max_bad: f64,
+    /// Threads that prepare batches. Default 1.
+    #[serde(default = "one")]
+    pub workers: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Augment {
+    None,
+    /// Pad with black, crop at random.
+    PadCrop,
+    /// Pad, crop, flip with probability one half.
+    #[default]
+    PadCropFlip,
+    /// RandomResizedCrop with area (0.08, 1) and ratio (3/4, 4/3), flip.
+    RrcFlip,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeacherSection {
+    pub name: String,
+    /// safetensors with the published names.
+    pub weights: PathBuf,
+    /// Test top-1 that the weights must reach before training begins, within 0.001.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect_top1: Option<f64>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainSection {
+    pub epochs: usize,
+    /// Sampler units (images, or pairs) of a step over all ranks.
+    pub global_batch: usize,
+    /// Units that go through the network at once. Default: the rank's share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<usize>,
+    #[serde(default)]
+    pub seed: u64,
+    /// f32 | bf16 | tf32 | f64 (CPU, for checks). Default f32.
+    #[serde(default = "f32_name", with = "precision_name")]
+    pub precision: Precision,
+    /// The same bits at any number of ranks: micro-batches are the unit of everything. Default false.
+    #[serde(default)]
+    pub reproducible: bool,
+    /// Largest global gradient norm. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+    /// Decay of a moving average of the weights. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema_decay: Option<f64>,
+    /// Start from these weights (safetensors with the published names).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_weights: Option<PathBuf>,
+    /// stop | skip: what a step whose loss or gradients are not finite does. Nothing of it is kept either way.
+    #[serde(default)]
+    pub on_nonfinite: OnNonfinite,
+    /// End after so many steps. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_steps: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNonfinite {
+    #[default]
+    Stop,
+    Skip,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerSection {
+    pub name: OptimizerName,
+    /// Learning rate; or `lr_per_256`, which is scaled by global_batch / 256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr_per_256: Option<f64>,
+    /// Default 0.9.
+    #[serde(default = "momentum")]
+    pub momentum: f64,
+    #[serde(default)]
+    pub nesterov: bool,
+    /// Coupled: added to the gradient. Default 0.
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// Whether batch-norm scales and shifts and all biases decay too. Default true, as the published code does.
+    #[serde(default = "yes")]
+    pub decay_bn_bias: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerName {
+    Sgd,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalSection {
+    /// test | val. Default test.
+    pub split: String,
+    /// Images per evaluation batch. Default 256. Results do not depend on it.
+    pub batch: usize,
+    /// Epochs between evaluations; the last epoch is always evaluated. Default 1.
+    pub every: usize,
+    /// For images that differ in size: shorter side, then central crop of `data.size`. Default 256.
+    pub resize: usize,
+    /// Evaluate the moving average instead of the weights. Default false.
+    pub ema: bool,
+}
+
+impl Default for EvalSection {
+    fn default() -> EvalSection {
+        EvalSection { split: "test".to_string(), batch: 256, every: 1, resize: 256, ema: false }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OutputSection {
+    /// Run folder. Default runs/<recipe>.
+    pub folder: Option<PathBuf>,
+    /// Epochs between checkpoints. Default 1; there is always one at the end.
+    pub checkpoint_every: usize,
+    /// Steps between checkpoints, besides those at the ends of epochs. Default: none.
+    pub checkpoint_steps: Option<u64>,
+    /// Newest checkpoints kept. Default 2.
+    pub keep: usize,
+    /// Best checkpoints kept, by evaluation top-1. Default 1.
+    pub keep_best: usize,
+    /// Steps between lines of the log. Default 20.
+    pub log_every: u64,
+}
+
+impl Default for OutputSection {
+    fn default() -> OutputSection {
+        OutputSection { folder: None, checkpoint_every: 1, checkpoint_steps: None, keep: 2, keep_best: 1, log_every: 20 }
+    }
+}
+
+impl OptimizerSection {
+    /// The base learning rate of a global batch, and the rule in words.
+    pub fn base_lr(&self, global_batch: usize) -> (f64, String) {
+        match (self.lr, self.lr_per_256) {
+            (_, Some(per)) => {
+                let lr = per * global_batch as f64 / 256.0;
+                (lr, format!("lr {lr} = {per} × global_batch {global_batch} / 256"))
+            }
+            (lr, None) => (lr.unwrap_or_default(), format!("lr {}", lr.unwrap_or_default())),
+        }
+    }
+}
+
+fn four() -> usize {
+    4
+}
+fn side224() -> usize {
+    224
+}
+fn yes() -> bool {
+    true
+}
+fn one() -> usize {
+    1
+}
+fn max_bad() -> f64 {
+    0.001
+}
+fn momentum() -> f64 {
+    0.9
+}
+fn f32_name() -> Precision {
+    Precision::F32
+}
+
+/// Precisions by their names in recipes.
+pub mod precision_name {
+    use graph::Precision;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    const NAMES: [(&str, Precision); 4] =
+        [("f32", Precision::F32), ("tf32", Precision::Tf32), ("bf16", Precision::Bf16), ("f64", Precision::F64)];
+
+    /// Reads `"f32"`, `"tf32"`, `"bf16"` or `"f64"`.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Precision, D::Error> {
+        let name = String::deserialize(from)?;
+        let found = NAMES.iter().find(|n| n.0 == name).map(|n| n.1);
+        found.ok_or_else(|| D::Error::unknown_variant(&name, &["f32", "tf32", "bf16", "f64"]))
+    }
+
+    /// Writes the name.
+    pub fn serialize<S: Serializer>(precision: &Precision, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(NAMES.iter().find(|n| n.1 == *precision).map_or("f32", |n| n.0))
+    }
+}

@@ -1,0 +1,81 @@
+//! Signals become flags; the trainer asks for them at step boundaries.
+//!
+//! USR2, USR1: preempt. TERM, first INT: stop. HUP: reopen log files. A handler sets a flag and nothing else, except that
+//! the second TERM or INT ends the process at once as killed by that signal, whatever it is doing.
+//! PIPE is ignored by the Rust runtime.
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::{SigId, flag, low_level};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What a signal asks for, weakest first. Ranks agree on one by the bitwise or of their [`bit`](Self::bit)s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Request {
+    None,
+    /// Open log files anew.
+    Reopen,
+    /// Checkpoint at the agreed step, exit 75.
+    Preempt,
+    /// Finish the step, save if that fits the time left, stop.
+    Stop,
+}
+
+impl Request {
+    /// A bit of its own, none for `None`; for flags reduced over ranks.
+    pub const fn bit(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Reopen => 1,
+            Self::Preempt => 2,
+            Self::Stop => 4,
+        }
+    }
+
+    /// The strongest request among these bits.
+    pub fn strongest(bits: u32) -> Self {
+        let all = [Self::Stop, Self::Preempt, Self::Reopen];
+        all.into_iter().find(|r| bits & r.bit() != 0).unwrap_or(Self::None)
+    }
+}
+
+/// The installed handlers.
+pub struct Signals {
+    stop: Arc<AtomicBool>,
+    preempt: Arc<AtomicBool>,
+    reopen: Arc<AtomicBool>,
+    /// Those that end the process at the second TERM or INT.
+    enders: Vec<SigId>,
+}
+
+impl Signals {
+    /// Installs the handlers, for the whole process and for good. Errors if the system refuses.
+    pub fn install() -> io::Result<Self> {
+        let flag = || Arc::new(AtomicBool::new(false));
+        let (stop, preempt, reopen, stopping) = (flag(), flag(), flag(), flag());
+        let mut enders = Vec::new();
+        for signal in [SIGTERM, SIGINT] {
+            // The order counts: the first signal finds `stopping` unset and sets it, the second finds it set.
+            enders.push(flag::register_conditional_default(signal, Arc::clone(&stopping))?);
+            flag::register(signal, Arc::clone(&stopping))?;
+            flag::register(signal, Arc::clone(&stop))?;
+        }
+        flag::register(SIGUSR1, Arc::clone(&preempt))?;
+        flag::register(SIGUSR2, Arc::clone(&preempt))?;
+        flag::register(SIGHUP, Arc::clone(&reopen))?;
+        Ok(Self { stop, preempt, reopen, enders })
+    }
+
+    /// The strongest request since the last call; weaker ones wait for the next call.
+    pub fn take(&self) -> Request {
+        let order = [(&self.stop, Request::Stop), (&self.preempt, Request::Preempt), (&self.reopen, Request::Reopen)];
+        let set = order.into_iter().find(|(flag, _)| flag.swap(false, Ordering::SeqCst));
+        set.map_or(Request::None, |(_, request)| request)
+    }
+
+    /// After a verdict: no further TERM or INT ends the process, which is about to leave with the verdict's code.
+    pub fn ignore_stops(&self) {
+        self.enders.iter().for_each(|&id| drop(low_level::unregister(id)));
+    }
+}
