@@ -32,7 +32,7 @@ GOLDEN = {
     "imagenet_resnet34": (1000, 64, 224, 21_797_672, 17_024, 218, 3_663_761_408),
     "imagenet_resnet50": (1000, 64, 224, 25_557_032, 53_120, 320, 4_089_184_256),
 }
-TABLE_ONLY = {
+TABLE_ONLY = {  # counts alone
     "resnet32": (100, None, 32, 472_756, 2_464, 200, 69_130_496),
     "resnet44": (100, None, 32, 667_188, 3_360, 272, 97_442_048),
     "resnet56": (100, None, 32, 861_620, 4_256, 344, 125_753_600),
@@ -136,7 +136,9 @@ def table(out):
         if published[0] is not None:
             assert counted == published, f"{name}: counted {counted}, published {published}"
         rows[name] = dict(zip(("params", "bn_params", "keys", "macs"), counted)) | {
-            "classes": classes, "side": side, "state_dict": [[k, list(v.shape)] for k, v in state.items()]}
+            "classes": classes, "side": side}
+        if name in GOLDEN:
+            rows[name]["state_dict"] = [[k, list(v.shape)] for k, v in state.items()]
     path = Path(out) / "nets" / "table.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}" for k, v in rows.items()) + "\n}\n")

@@ -61,7 +61,7 @@ def run(out, name, attr, net, loss, labels=BATCH, extra=None, clip=None):
         if step in (0, STEPS - 1):
             tensors |= {f"out.after{step + 1}.{k}": net.state_dict()[k].clone() for k in STATES}
     attr = {"net": "resnet8", "classes": CLASSES, "side": SIDE, "sgd": SGD, "clip_norm": clip} | attr
-    save(out, f"steps/{name}", tensors, attr, 1e-10, seed_of(name), [__file__, make_losses.__file__, nets.__file__])
+    save(out, f"steps/{name}", tensors, attr, 1e-11, seed_of(name), [__file__, make_losses.__file__, nets.__file__])
 
 
 def cross_entropy(net, image, label, given):

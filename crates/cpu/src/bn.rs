@@ -3,7 +3,7 @@
 //! x̂ = (x − mean) · rstd, rstd = 1 / sqrt(var + eps). Rows are pixels; each of `groups` equal runs of rows has statistics of
 //! its own. A mask holds a bit per element, bit i mod 8 of byte i / 8: where y > 0.
 
-use crate::elementwise::{apply, block_rows, column_sums, for_blocks, map, relu, tile};
+use crate::elementwise::{Tile, apply, block_rows, column_sums, for_blocks, map, relu, tile};
 use crate::io::{Io, Real};
 use graph::{BnArgs, StatsSource};
 use rayon::prelude::*;
@@ -56,15 +56,13 @@ struct Moments {
 impl Moments {
     fn of<T: Real>(x: &[T], c: usize) -> Moments {
         let count = (x.len() / c) as f64;
-        let [sums] = column_sums([x], [], c, |x, []| x);
-        let centre: Vec<T> = sums.iter().map(|s| T::of(s / count)).collect();
-        let [deviation, m2] = column_sums([x], [&tile(centre.iter().copied(), c)], c, |[x], [mean]| {
-            let d = x - mean;
-            [d, d * d]
-        });
-        // The centre was rounded to T: what is left of the mean comes back here.
-        let mean = centre.iter().zip(&deviation).map(|(m, d)| m.to_f64() + d / count).collect();
-        let m2 = m2.iter().zip(&deviation).map(|(m2, d)| (m2 - d * d / count).max(0.0)).collect();
+        let [sums] = column_sums([x], &[], c, |x, []| x);
+        let mean: Vec<f64> = sums.iter().map(|sum| sum / count).collect();
+        let tile = tile(c, |channel| [T::of(mean[channel])]);
+        let [squares] = column_sums([x], &tile, c, |[x], [centre]| [(x - centre) * (x - centre)]);
+        // The centre was rounded to T; Σ (x − mean)² = Σ (x − centre)² − count (mean − centre)².
+        let shift = |c: usize| mean[c] - tile[0][c].to_f64();
+        let m2 = squares.iter().enumerate().map(|(c, sum)| (sum - count * shift(c) * shift(c)).max(0.0)).collect();
         Moments { count, mean, m2 }
     }
 
@@ -101,10 +99,9 @@ pub(crate) fn stats<T: Real>(io: &mut Io<'_>, groups: usize) {
     }
 }
 
-/// Tiles of a group: for each constant, a value per channel.
-fn tiles<T: Real, const K: usize>(layout: Layout, f: impl Fn(usize, usize) -> [T; K]) -> Vec<[Vec<T>; K]> {
-    let tile_of = |g, k| tile((0..layout.c).map(|channel| f(g, channel)[k]), layout.c);
-    (0..layout.groups).map(|g| std::array::from_fn(|k| tile_of(g, k))).collect()
+/// The tile of each group.
+fn tiles<T: Real, const K: usize>(layout: Layout, f: impl Fn(usize, usize) -> [T; K]) -> Vec<Tile<T, K>> {
+    (0..layout.groups).map(|g| tile(layout.c, |channel| f(g, channel))).collect()
 }
 
 fn rstd<T: Real>(var: T, eps: f64) -> T {
@@ -124,38 +121,56 @@ pub(crate) fn apply_act<T: Real>(io: &mut Io<'_>, bn: BnArgs, with_relu: bool) {
     for_blocks((y[0].real(), layout.block), (mask, layout.block / 8), |i, y, mask| {
         let start = i * layout.block;
         for (g, range) in layout.runs(start..start + y.len()) {
-            let [mean, scale, beta] = &tiles[g];
             let y = &mut y[range.start - start..range.end - start];
             let affine = |x: T, [mean, scale, beta]: [T; 3]| (x - mean) * scale + beta;
-            let (x, constants) = (&x[range.clone()], [&mean[..], scale, beta]);
+            let (x, tile) = (&x[range.clone()], &tiles[g]);
             match (shortcut.map(|s| &s[range]), with_relu) {
-                (None, false) => apply(y, [x], constants, |[x], t| affine(x, t)),
-                (None, true) => apply(y, [x], constants, |[x], t| relu(affine(x, t))),
-                (Some(s), false) => apply(y, [x, s], constants, |[x, s], t| affine(x, t) + s),
-                (Some(s), true) => apply(y, [x, s], constants, |[x, s], t| relu(affine(x, t) + s)),
+                (None, false) => apply(y, [x], tile, |[x], t| affine(x, t)),
+                (None, true) => apply(y, [x], tile, |[x], t| relu(affine(x, t))),
+                (Some(s), false) => apply(y, [x, s], tile, |[x, s], t| affine(x, t) + s),
+                (Some(s), true) => apply(y, [x, s], tile, |[x, s], t| relu(affine(x, t) + s)),
             }
         }
-        for (byte, y) in mask.iter_mut().zip(y.chunks(8)) {
-            *byte = y.iter().enumerate().fold(0, |bits, (j, &y)| bits | (u8::from(y > T::ZERO) << j));
-        }
+        signs(y, mask);
     });
+}
+
+/// Elements whose mask bits are held as bytes at a time: plain loops over bytes vectorise, bits do not.
+const STRIP: usize = 512;
+
+/// The bits of each byte.
+const BITS: [[u8; 8]; 256] = {
+    let mut bits = [[0; 8]; 256];
+    let mut i = 0;
+    while i < 256 * 8 {
+        bits[i / 8][i % 8] = ((i / 8) >> (i % 8) & 1) as u8;
+        i += 1;
+    }
+    bits
+};
+
+/// Writes the mask of y.
+fn signs<T: Real>(y: &[T], mask: &mut [u8]) {
+    for (y, mask) in y.chunks(STRIP).zip(mask.chunks_mut(STRIP / 8)) {
+        let mut flags = [0u8; STRIP];
+        flags.iter_mut().zip(y).for_each(|(flag, &y)| *flag = u8::from(y > T::ZERO));
+        for (mask, flags) in mask.iter_mut().zip(flags.as_chunks().0) {
+            // The product moves the lowest bit of byte j to bit 56 + j.
+            *mask = (u64::from_le_bytes(*flags).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
+        }
+    }
 }
 
 /// out[i] = dy[i] where bit `start + i` of the mask is set, else 0.
 fn unmask<T: Real>(out: &mut [T], dy: &[T], mask: &[u8], start: usize) {
-    let bit = |i: usize| mask[i / 8] >> (i % 8) & 1 != 0;
-    let head = (start.next_multiple_of(8) - start).min(out.len());
-    let (first, rest) = out.split_at_mut(head);
-    let slow = |out: &mut [T], from: usize| {
-        out.iter_mut().enumerate().for_each(|(i, out)| *out = if bit(start + from + i) { dy[from + i] } else { T::ZERO });
-    };
-    slow(first, 0);
-    let (bytes, last) = rest.as_chunks_mut::<8>();
-    let tail = head + 8 * bytes.len();
-    for ((out, dy), &byte) in bytes.iter_mut().zip(dy[head..].as_chunks::<8>().0).zip(&mask[(start + head) / 8..]) {
-        *out = std::array::from_fn(|j| if byte & (1 << j) != 0 { dy[j] } else { T::ZERO });
+    let mut flags = [0u8; STRIP + 8];
+    for (i, (out, dy)) in out.chunks_mut(STRIP).zip(dy.chunks(STRIP)).enumerate() {
+        let bytes = &mask[(start + i * STRIP) / 8..];
+        flags.as_chunks_mut().0.iter_mut().zip(bytes).for_each(|(flags, &byte)| *flags = BITS[usize::from(byte)]);
+        for ((out, &dy), &keep) in out.iter_mut().zip(dy).zip(&flags[start % 8..]) {
+            *out = if keep != 0 { dy } else { T::ZERO };
+        }
     }
-    slow(last, tail);
 }
 
 /// dy, x, mean, var, [mask] → dγ, dβ, sums [g,2,c].
@@ -172,7 +187,7 @@ pub(crate) fn grad_sums<T: Real>(io: &mut Io<'_>, bn: BnArgs) {
             unmask(&mut masked, &dy[range.clone()], mask, range.start);
         }
         let dy = if mask.is_some() { &masked } else { &dy[range.clone()] };
-        column_sums([dy, &x[range]], [&tiles[g][0]], c, |[dy, x], [mean]| [dy, dy * (x - mean)])
+        column_sums([dy, &x[range]], &tiles[g], c, |[dy, x], [mean]| [dy, dy * (x - mean)])
     };
     let mut sums = vec![0.0; layout.groups * 2 * c];
     layout.sums(partial, |g, [dy, dy_x]| {
@@ -220,14 +235,12 @@ pub(crate) fn grad_apply<T: Real>(io: &mut Io<'_>, bn: BnArgs, source: StatsSour
             dshortcut.copy_from_slice(dy);
         }
         for (g, range) in layout.runs(start..start + dx.len()) {
-            let [mean, scale, mean_dy, mean_dy_x] = &tiles[g];
             let local = range.start - start..range.end - start;
             let (dx, dy) = (&mut dx[local.clone()], &dy[local]);
             match source {
-                StatsSource::Running => apply(dx, [dy], [scale], |[dy], [scale]| scale * dy),
+                StatsSource::Running => apply(dx, [dy], &tiles[g], |[dy], [_, scale, _, _]| scale * dy),
                 StatsSource::Batch => {
-                    let constants = [&mean[..], scale, mean_dy, mean_dy_x];
-                    apply(dx, [dy, &x[range]], constants, |[dy, x], [mean, scale, mean_dy, mean_dy_x]| {
+                    apply(dx, [dy, &x[range]], &tiles[g], |[dy, x], [mean, scale, mean_dy, mean_dy_x]| {
                         scale * (dy - mean_dy - (x - mean) * mean_dy_x)
                     });
                 }

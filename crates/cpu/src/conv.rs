@@ -86,6 +86,13 @@ pub struct Epilogue<'a> {
     pub round_bf16: bool,
 }
 
+impl<'a> Epilogue<'a> {
+    /// For the output columns from `column` on.
+    pub(crate) fn columns(self, column: usize) -> Epilogue<'a> {
+        Epilogue { bias: self.bias.map(|bias| &bias[column..]), ..self }
+    }
+}
+
 /// A convolution on an instruction set. Panics where a slice does not have the size the geometry gives.
 #[derive(Clone, Copy, Debug)]
 pub struct Conv {

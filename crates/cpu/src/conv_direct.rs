@@ -1,15 +1,17 @@
 //! fprop and dgrad: a GEMM over pixels whose left factor is read straight from the image (implicit im2col).
 //!
-//! A block of channels of some images or rows is copied once into a zero-padded scratch image of at most about half of L2;
-//! the kernel then walks taps × channels as runs of adjacent floats. Filters are packed once per call into panels
-//! [channel block][panel][tap y][tap x][channel][column]. A 1×1 filter of stride 1 reads the image itself.
-//! dgrad is the same with flipped filters; stride s splits it into s² lattices of image pixels, each a stride-1 problem.
+//! Filters are packed once per call into panels [channel block][panel][tap y][tap x][channel][column]; the destination is
+//! cut into tasks (`conv_task`) by the geometry alone. dgrad is the same with flipped filters; stride s splits it into s²
+//! lattices of image pixels, each a stride-1 problem.
 
 use rayon::prelude::*;
 
 use crate::conv::{Conv, Epilogue};
+use crate::conv_task::Task;
+use crate::conv_winograd::{self, Algorithm};
 use crate::scratch::with_scratch;
-use crate::simd::{self, GROUP, Isa, Output, Product, Rows};
+use crate::simd::Isa;
+use crate::simd_winograd::{self, POINTS};
 
 /// Floats of a scratch image, about half of a 1.25 MB L2.
 const SCRATCH_FLOATS: usize = 160 * 1024;
@@ -20,19 +22,20 @@ const TASK_PIXELS: usize = 256;
 
 /// A correlation written to a lattice of the destination: out[oy + i·step, ox + j·step, k0 + k] =
 /// Σ src[i·stride + top + ty, j·stride + left + tx, c0 + c] · w[k, ty, tx, c].
-struct Part {
-    top: isize,
-    left: isize,
-    stride: usize,
-    taps: (usize, usize),
+pub(crate) struct Part {
+    pub(crate) top: isize,
+    pub(crate) left: isize,
+    pub(crate) stride: usize,
+    pub(crate) taps: (usize, usize),
     /// First channel and count, in the source and in the destination.
-    source: (usize, usize),
-    dest: (usize, usize),
-    origin: (usize, usize),
+    pub(crate) source: (usize, usize),
+    pub(crate) dest: (usize, usize),
+    pub(crate) origin: (usize, usize),
     /// Lattice points in the whole destination image.
-    points: (usize, usize),
+    pub(crate) points: (usize, usize),
     filters: FilterView,
-    blocks: Blocks,
+    pub(crate) blocks: Blocks,
+    pub(crate) algorithm: Algorithm,
 }
 
 /// Where w[k, ty, tx, c] lies: base + k·column + ty·y + tx·x + c·channel.
@@ -46,18 +49,19 @@ struct FilterView {
 }
 
 /// How channels and columns are cut.
-struct Blocks {
-    channels: usize,
-    channel_blocks: usize,
+pub(crate) struct Blocks {
+    pub(crate) channels: usize,
+    pub(crate) channel_blocks: usize,
     /// First column and vectors of each panel.
-    panels: Vec<(usize, usize)>,
+    pub(crate) panels: Vec<(usize, usize)>,
     /// Floats of one packed (channel block, panel).
-    packed: usize,
+    pub(crate) packed: usize,
 }
 
 impl Blocks {
-    fn new(isa: Isa, taps: usize, channels: usize, columns: usize) -> Blocks {
-        let most = if taps == 0 { channels } else { (REDUCTION / taps).max(8) };
+    fn new(isa: Isa, algorithm: Algorithm, taps: usize, channels: usize, columns: usize) -> Blocks {
+        let whole = taps == 0 || algorithm == Algorithm::Winograd;
+        let most = if whole { channels } else { (REDUCTION / taps).max(8) };
         let channel_blocks = channels.div_ceil(most);
         let channels = channels.div_ceil(channel_blocks);
         let panels = panels(isa, columns, 2);
@@ -76,14 +80,14 @@ pub(crate) fn panels(isa: Isa, columns: usize, widest: usize) -> Vec<(usize, usi
 }
 
 pub(crate) struct Direct<'w> {
-    isa: Isa,
+    pub(crate) isa: Isa,
     images: usize,
     /// Height, width, channels.
-    source: (usize, usize, usize),
-    dest: (usize, usize, usize),
+    pub(crate) source: (usize, usize, usize),
+    pub(crate) dest: (usize, usize, usize),
     /// Lattice spacing in the destination.
-    step: usize,
-    parts: Vec<Part>,
+    pub(crate) step: usize,
+    pub(crate) parts: Vec<Part>,
     w: &'w [f32],
 }
 
@@ -91,6 +95,7 @@ impl<'w> Direct<'w> {
     pub(crate) fn fprop(conv: &Conv, w: &'w [f32]) -> Direct<'w> {
         let (g, isa) = (&conv.geom, conv.isa);
         let (cg, kg) = (g.c / g.groups, g.k / g.groups);
+        let algorithm = conv_winograd::algorithm(g, (g.p, g.q));
         let parts = (0..g.groups).map(|group| Part {
             top: -(g.pad as isize),
             left: -(g.pad as isize),
@@ -107,7 +112,8 @@ impl<'w> Direct<'w> {
                 x: cg as isize,
                 channel: 1,
             },
-            blocks: Blocks::new(isa, g.r * g.s, cg, kg),
+            blocks: Blocks::new(isa, algorithm, g.r * g.s, cg, kg),
+            algorithm,
         });
         let (source, dest) = ((g.h, g.w, g.c), (g.p, g.q, g.k));
         Direct { isa, images: g.n, source, dest, step: 1, parts: parts.collect(), w }
@@ -116,6 +122,7 @@ impl<'w> Direct<'w> {
     pub(crate) fn dgrad(conv: &Conv, w: &'w [f32]) -> Direct<'w> {
         let (g, isa) = (&conv.geom, conv.isa);
         let (cg, kg) = (g.c / g.groups, g.k / g.groups);
+        let algorithm = conv_winograd::algorithm(g, (g.h, g.w));
         let mut parts = Vec::new();
         for (group, oy, ox) in lattices(g.groups, g.stride.min(g.h), g.stride.min(g.w)) {
             // Taps first, first + stride, ... reach this lattice, the last of them from the lowest output row.
@@ -138,7 +145,8 @@ impl<'w> Direct<'w> {
                     x: -((g.stride * cg) as isize),
                     channel: g.filter_len(),
                 },
-                blocks: Blocks::new(isa, ty * tx, kg, cg),
+                blocks: Blocks::new(isa, algorithm, ty * tx, kg, cg),
+                algorithm,
             });
         }
         let (source, dest) = ((g.p, g.q, g.k), (g.h, g.w, g.c));
@@ -188,6 +196,9 @@ impl<'w> Direct<'w> {
     /// in L2, and at least eight tasks where the batch allows.
     fn task(&self) -> (usize, usize) {
         let (height, width, _) = self.dest;
+        if self.parts.iter().any(|part| part.algorithm == Algorithm::Winograd) {
+            return conv_winograd::task((height, width), self.images);
+        }
         let channels = self.parts.iter().map(|part| part.blocks.channels).max().unwrap_or(1);
         let source_row = (self.source.1 + 2) * channels;
         let per_row = source_row * self.source.0.div_ceil(height).max(1);
@@ -218,14 +229,31 @@ fn lattice_taps(offset: usize, taps: usize, stride: usize, pad: usize) -> (usize
 }
 
 impl Part {
-    fn packed_len(&self) -> usize {
-        self.blocks.packed * self.blocks.channel_blocks * self.blocks.panels.len()
+    /// Distance of neighbouring lattice points in the scratch image.
+    pub(crate) fn scratch_stride(&self) -> usize {
+        if self.taps == (1, 1) { 1 } else { self.stride }
+    }
+
+    pub(crate) fn packed_len(&self) -> usize {
+        let plain = self.blocks.packed * self.blocks.channel_blocks * self.blocks.panels.len();
+        if self.algorithm == Algorithm::Winograd { plain / 9 * POINTS } else { plain }
     }
 
     fn pack(&self, isa: Isa, w: &[f32], packed: &mut [f32]) {
-        if packed.is_empty() {
-            return;
+        if self.algorithm == Algorithm::Winograd {
+            let plain = packed.len() / POINTS * 9;
+            with_scratch(plain, |taps| {
+                self.pack_taps(isa, w, taps);
+                let panel = self.blocks.packed / 9;
+                let panels = packed.par_chunks_mut(panel * POINTS).zip(taps.par_chunks(panel * 9));
+                panels.for_each(|(packed, taps)| simd_winograd::filter(isa, taps, packed));
+            });
+        } else if !packed.is_empty() {
+            self.pack_taps(isa, w, packed);
         }
+    }
+
+    fn pack_taps(&self, isa: Isa, w: &[f32], packed: &mut [f32]) {
         let panels = &self.blocks.panels;
         packed.par_chunks_mut(self.blocks.packed).enumerate().for_each(|(i, packed)| {
             let (first_column, vecs) = panels[i % panels.len()];
@@ -237,7 +265,9 @@ impl Part {
                 packed.fill(0.0);
             }
             let view = &self.filters;
-            for (tap, packed) in packed.chunks_exact_mut(self.blocks.channels * width).take(self.taps.0 * self.taps.1).enumerate() {
+            for (tap, packed) in
+                packed.chunks_exact_mut(self.blocks.channels * width).take(self.taps.0 * self.taps.1).enumerate()
+            {
                 let (ty, tx) = ((tap / self.taps.1) as isize, (tap % self.taps.1) as isize);
                 let base = view.base.wrapping_add_signed(ty * view.y + tx * view.x);
                 let base = base + first_channel * view.channel + first_column * view.column;
@@ -246,217 +276,17 @@ impl Part {
                         row[..columns].copy_from_slice(&w[base + c * view.channel..][..columns]);
                     }
                 } else {
-                    for column in 0..columns {
-                        let filter = &w[base + column * view.column..][..channels];
-                        packed[column..].iter_mut().step_by(width).zip(filter).for_each(|(to, &from)| *to = from);
+                    // Few channels at a time, so that the rows written stay in L1.
+                    for first in (0..channels).step_by(32) {
+                        let count = 32.min(channels - first);
+                        for column in 0..columns {
+                            let filter = &w[base + column * view.column + first..][..count];
+                            let to = packed[first * width + column..].iter_mut().step_by(width);
+                            to.zip(filter).for_each(|(to, &from)| *to = from);
+                        }
                     }
                 }
             }
         });
     }
-}
-
-/// One piece of the destination, computed by one thread.
-struct Task<'a> {
-    direct: &'a Direct<'a>,
-    src: &'a [f32],
-    images: usize,
-    /// First destination row and count, in each image.
-    rows: (usize, usize),
-    out: &'a mut [f32],
-    epilogue: Epilogue<'a>,
-}
-
-/// The left factor of a task: groups of four pixels of a slice.
-struct Left {
-    /// Offset of each group's first pixel.
-    starts: Vec<usize>,
-    /// Floats between pixels of a group.
-    row: usize,
-    /// Scratch rows and columns; none where the source itself is read.
-    scratch: Option<(usize, usize)>,
-}
-
-impl Task<'_> {
-    fn run(&mut self, packed: &[f32]) {
-        let direct = self.direct;
-        let mut rest = packed;
-        for part in &direct.parts {
-            let (mine, others) = rest.split_at(part.packed_len());
-            rest = others;
-            let step = direct.step;
-            let first = self.rows.0 / step;
-            let rows = (self.rows.0 + self.rows.1).saturating_sub(part.origin.0).div_ceil(step) - first;
-            if rows * part.points.1 > 0 {
-                self.part(part, mine, first, rows);
-            }
-        }
-    }
-
-    /// Lattice rows first .. first + rows of one part.
-    fn part(&mut self, part: &Part, packed: &[f32], first: usize, rows: usize) {
-        let direct = self.direct;
-        let blocks = &part.blocks;
-        let (left, ends) = if self.in_place(part, rows) {
-            self.left_in_place(part)
-        } else {
-            self.left_in_scratch(part, first, rows)
-        };
-        let slack = GROUP * left.row + part.taps.1 * blocks.channels;
-        let scratch_len = left.scratch.map_or(0, |(sr, sc)| self.images * sr * sc * blocks.channels + slack);
-        with_scratch(scratch_len, |scratch| {
-            for block in 0..blocks.channel_blocks {
-                let first_channel = block * blocks.channels;
-                let channels = blocks.channels.min(part.source.1 - first_channel);
-                if let Some(shape) = left.scratch {
-                    self.fill(part, (first, first_channel), shape, scratch);
-                }
-                for (i, &panel) in blocks.panels.iter().enumerate() {
-                    let packed = &packed[(block * blocks.panels.len() + i) * blocks.packed..][..blocks.packed];
-                    let width = panel.1 * direct.isa.lanes();
-                    let run = part.taps.1 * blocks.channels;
-                    let segments: Vec<(usize, usize)> = match left.scratch {
-                        Some((_, sc)) => (0..part.taps.0).map(|ty| (ty * sc * blocks.channels, ty * run * width)).collect(),
-                        None => vec![(part.source.0 + first_channel, 0)],
-                    };
-                    let pass = Pass {
-                        left: if left.scratch.is_some() { scratch } else { self.src },
-                        starts: &left.starts,
-                        row: left.row,
-                        ends: &ends,
-                        right: packed,
-                        segments: &segments,
-                        steps: if left.scratch.is_some() { run } else { channels },
-                        panel,
-                        part,
-                        first: block == 0,
-                        last: block + 1 == blocks.channel_blocks,
-                    };
-                    self.tiles(pass);
-                }
-            }
-        });
-    }
-
-    /// Whether the kernel may read the source itself: 1×1, stride 1, no padding, whole groups.
-    fn in_place(&self, part: &Part, rows: usize) -> bool {
-        let whole = (part.points.1, self.direct.step) == (self.direct.source.1, 1) && self.direct.source.0 == self.direct.dest.0;
-        let aligned = (self.images * rows * part.points.1).is_multiple_of(GROUP);
-        part.taps == (1, 1) && part.stride == 1 && (part.top, part.left) == (0, 0) && whole && aligned
-    }
-
-    fn left_in_place(&self, part: &Part) -> (Left, Vec<(usize, usize)>) {
-        let (_, width, channels) = self.direct.source;
-        let out_channels = self.direct.dest.2;
-        let first = self.rows.0 * width;
-        let pixels = (0..self.images * self.rows.1 * width).step_by(GROUP);
-        let starts = pixels.clone().map(|pixel| (first + pixel) * channels).collect();
-        let ends = pixels.map(|pixel| (pixel * out_channels + part.dest.0, GROUP)).collect();
-        (Left { starts, row: channels, scratch: None }, ends)
-    }
-
-    fn left_in_scratch(&self, part: &Part, first: usize, rows: usize) -> (Left, Vec<(usize, usize)>) {
-        let (height, width, channels) = self.direct.dest;
-        let (step, stride) = (self.direct.step, part.scratch_stride());
-        let cols = part.points.1;
-        let reach = |points: usize, taps: usize| if taps == 0 { 0 } else { (points - 1) * stride + taps };
-        let (sr, sc) = (reach(rows, part.taps.0), reach(cols, part.taps.1));
-        let (mut starts, mut ends) = (Vec::new(), Vec::new());
-        for (image, i) in (0..self.images).flat_map(|image| (0..rows).map(move |i| (image, i))) {
-            let out_row = image * height + part.origin.0 + (first + i) * step - self.rows.0;
-            for j in (0..cols).step_by(GROUP) {
-                starts.push(((image * sr + i * stride) * sc + j * stride) * part.blocks.channels);
-                let pixel = out_row * width + part.origin.1 + j * step;
-                ends.push((pixel * channels + part.dest.0, GROUP.min(cols - j)));
-            }
-        }
-        (Left { starts, row: stride * part.blocks.channels, scratch: Some((sr, sc)) }, ends)
-    }
-
-    /// Copies one channel block of the source rows the lattice rows need, with zeros around; `at`: first lattice row,
-    /// first channel.
-    fn fill(&self, part: &Part, at: (usize, usize), shape: (usize, usize), scratch: &mut [f32]) {
-        let (height, width, channels) = self.direct.source;
-        let block = part.blocks.channels;
-        let count = block.min(part.source.1 - at.1);
-        // A lone tap needs only every stride-th pixel.
-        let spacing = part.stride / part.scratch_stride();
-        let lo = (-part.left).max(0).unsigned_abs().div_ceil(spacing).min(shape.1);
-        let inside = (width as isize - part.left).max(0).unsigned_abs().div_ceil(spacing).min(shape.1).max(lo);
-        for (row, to) in scratch.chunks_exact_mut((shape.1 * block).max(1)).take(self.images * shape.0).enumerate() {
-            let h = (at.0 * part.stride + row % shape.0 * spacing) as isize + part.top;
-            if h < 0 || h >= height as isize {
-                to.fill(0.0);
-                continue;
-            }
-            if count < block {
-                to.fill(0.0);
-            }
-            to[..lo * block].fill(0.0);
-            to[inside * block..].fill(0.0);
-            let pixel = (row / shape.0 * height + h as usize) * width;
-            let from = pixel as isize + part.left + (lo * spacing) as isize;
-            if inside > lo {
-                let from = &self.src[from as usize * channels + part.source.0 + at.1..];
-                let to = &mut to[lo * block..inside * block];
-                simd::copy_rows(self.direct.isa, (to, block), (from, spacing * channels), count, inside - lo);
-            }
-        }
-    }
-
-    fn tiles(&mut self, pass: Pass) {
-        let direct = self.direct;
-        let (column, vecs) = pass.panel;
-        let cols = (vecs * direct.isa.lanes()).min(pass.part.dest.1 - column);
-        let bias = self.epilogue.bias.filter(|_| pass.last);
-        let count = pass.starts.len();
-        let tiles = count.div_ceil(direct.isa.max_groups(vecs));
-        for i in 0..tiles {
-            let range = i * count / tiles..(i + 1) * count / tiles;
-            let product = Product {
-                left: pass.left,
-                rows: Rows::Strided { groups: &pass.starts[range.clone()], row: pass.row },
-                right: pass.right,
-                right_step: vecs * direct.isa.lanes(),
-                segments: pass.segments,
-                steps: pass.steps,
-                vecs,
-            };
-            let mut out = Output {
-                data: &mut *self.out,
-                groups: &pass.ends[range],
-                first: column,
-                row: direct.step * direct.dest.2,
-                cols,
-                accumulate: !pass.first,
-                bias: bias.map(|bias| &bias[pass.part.dest.0 + column..]),
-                add: self.epilogue.add.filter(|_| pass.last),
-                relu: self.epilogue.relu && pass.last,
-                round_bf16: self.epilogue.round_bf16 && pass.last,
-            };
-            simd::tile(direct.isa, &product, &mut out);
-        }
-    }
-}
-
-impl Part {
-    /// Distance of neighbouring lattice points in the scratch image.
-    fn scratch_stride(&self) -> usize {
-        if self.taps == (1, 1) { 1 } else { self.stride }
-    }
-}
-
-/// One channel block × one panel over all pixels of a task.
-struct Pass<'a> {
-    left: &'a [f32],
-    starts: &'a [usize],
-    row: usize,
-    ends: &'a [(usize, usize)],
-    right: &'a [f32],
-    segments: &'a [(usize, usize)],
-    steps: usize,
-    panel: (usize, usize),
-    part: &'a Part,
-    first: bool,
-    last: bool,
 }

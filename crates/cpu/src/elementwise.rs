@@ -1,7 +1,8 @@
 //! Passes over whole tensors: maps, maps with a constant per channel, and sums in a fixed order.
 //!
 //! NOTE: work is cut into blocks by sizes alone and partial sums are merged in block order, so that results are
-//! bit-identical for any number of threads. Inner loops run over arrays of [`LANES`] values, which the compiler vectorises.
+//! bit-identical for any number of threads. Inner loops are one formula over slices of one length: that the compiler
+//! vectorises; arrays of neighbours or interleaved constants make it shuffle instead.
 
 use crate::io::{Io, Real};
 use graph::{Binary, Unary, Weight};
@@ -9,8 +10,6 @@ use rayon::prelude::*;
 
 /// Elements of a block: a few operands of it fit L2.
 pub(crate) const BLOCK: usize = 1 << 14;
-/// Values that an inner loop handles together.
-pub(crate) const LANES: usize = 16;
 /// Rows added up in `T` before they go to f64.
 const RUN: usize = 32;
 
@@ -28,26 +27,33 @@ pub(crate) fn for_blocks<A: Send, B: Send>(
     blocks.into_par_iter().enumerate().for_each(|(i, (a, b))| f(i, a, b));
 }
 
-/// out[i] = f(inputs[i], tiles[i mod tile length]); every tile has one length, a multiple of [`LANES`].
-#[inline(always)]
+/// K constants per channel, each repeated over whole rows until it is long enough for an inner loop.
+pub(crate) type Tile<T, const K: usize> = [Vec<T>; K];
+
+/// Elements of a tile of `c` channels.
+fn tile_width(c: usize) -> usize {
+    c * (128 / c.max(1)).max(1)
+}
+
+/// The tile of `f(channel)`.
+pub(crate) fn tile<T: Real, const K: usize>(c: usize, f: impl Fn(usize) -> [T; K]) -> Tile<T, K> {
+    let channels: Vec<[T; K]> = (0..c).map(f).collect();
+    std::array::from_fn(|k| channels.iter().map(|t| t[k]).cycle().take(tile_width(c)).collect())
+}
+
+/// out[i] = f(inputs[i], constants of channel i mod c), for whole rows of c channels.
 pub(crate) fn apply<T: Real, const N: usize, const K: usize>(
     out: &mut [T],
     inputs: [&[T]; N],
-    tiles: [&[T]; K],
+    tile: &Tile<T, K>,
     f: impl Fn([T; N], [T; K]) -> T,
 ) {
-    let width = tiles.first().map_or(LANES, |t| t.len());
-    let lanes = |x: &[T], at: usize| -> [T; LANES] { *x[at..].first_chunk().expect("whole lanes") };
+    let width = tile[0].len();
     for (row, out) in out.chunks_mut(width).enumerate() {
         let inputs = inputs.map(|x| &x[row * width..][..out.len()]);
-        let (blocks, rest) = out.as_chunks_mut::<LANES>();
-        let done = blocks.len() * LANES;
-        for (b, out) in blocks.iter_mut().enumerate() {
-            let (x, t) = (inputs.map(|x| lanes(x, b * LANES)), tiles.map(|t| lanes(t, b * LANES)));
-            *out = std::array::from_fn(|j| f(x.map(|x| x[j]), t.map(|t| t[j])));
-        }
-        for (j, out) in rest.iter_mut().enumerate() {
-            *out = f(inputs.map(|x| x[done + j]), tiles.map(|t| t[done + j]));
+        let tile = tile.each_ref().map(|t| &t[..out.len()]);
+        for (j, out) in out.iter_mut().enumerate() {
+            *out = f(inputs.map(|x| x[j]), tile.map(|t| t[j]));
         }
     }
 }
@@ -55,7 +61,8 @@ pub(crate) fn apply<T: Real, const N: usize, const K: usize>(
 /// out[i] = f(inputs[i]) in parallel.
 pub(crate) fn map<T: Real, const N: usize>(out: &mut [T], inputs: [&[T]; N], f: impl Fn([T; N]) -> T + Sync) {
     for_blocks((out, BLOCK), (&mut [(); 0], 1), |i, out, _| {
-        apply(out, inputs.map(|x| &x[i * BLOCK..][..out.len()]), [], |x, []| f(x));
+        let inputs = inputs.map(|x| &x[i * BLOCK..][..out.len()]);
+        out.iter_mut().enumerate().for_each(|(j, out)| *out = f(inputs.map(|x| x[j])));
     });
 }
 
@@ -64,56 +71,37 @@ pub(crate) fn map_in_place<T: Real>(out: &mut [T], f: impl Fn(T) -> T + Sync) {
     for_blocks((out, BLOCK), (&mut [(); 0], 1), |_, out, _| out.iter_mut().for_each(|y| *y = f(*y)));
 }
 
-/// Length of a tile of `c` channels: whole rows, whole lanes, not too short a loop.
-pub(crate) fn tile_width(c: usize) -> usize {
-    let least = (1..=LANES).map(|k| k * c).find(|w| w.is_multiple_of(LANES)).unwrap_or(c);
-    least * (4 * LANES / least.max(1)).max(1)
-}
-
-/// A constant per channel, repeated to a tile.
-pub(crate) fn tile<T: Real>(channels: impl Iterator<Item = T> + Clone, c: usize) -> Vec<T> {
-    channels.cycle().take(tile_width(c)).collect()
-}
-
 /// Rows of a block of `c` channels; a multiple of 8, so that a block's mask starts at a byte.
 pub(crate) fn block_rows(c: usize) -> usize {
     (BLOCK / c.max(1)).max(1).next_multiple_of(8)
 }
 
-/// Sums over rows: total[s][channel] = Σ f(inputs, tiles)[s], each run of rows in `T`, runs in f64, all in order.
+/// Sums over rows: total[s][channel] = Σ f(inputs, constants)[s], each run of rows in `T`, runs in f64, all in order.
 pub(crate) fn column_sums<T: Real, const N: usize, const K: usize, const S: usize>(
     inputs: [&[T]; N],
-    tiles: [&[T]; K],
+    tile: &Tile<T, K>,
     c: usize,
     f: impl Fn([T; N], [T; K]) -> [T; S],
 ) -> [Vec<f64>; S] {
-    let width = tile_width(c);
-    let mut totals = [(); S].map(|()| vec![0.0; c]);
-    let mut sums = vec![[[T::ZERO; LANES]; S]; width / LANES];
-    let lanes = |x: &[T], at: usize| -> [T; LANES] { *x[at..].first_chunk().expect("whole lanes") };
-    let len = inputs[0].len();
-    let whole = len / width * width;
-    for run in (0..whole).step_by(RUN * width) {
-        sums.fill([[T::ZERO; LANES]; S]);
-        for at in (run..whole.min(run + RUN * width)).step_by(width) {
-            for (b, sums) in sums.iter_mut().enumerate() {
-                let (x, t) = (inputs.map(|x| lanes(x, at + b * LANES)), tiles.map(|t| lanes(t, b * LANES)));
-                let mut new = *sums;
-                for j in 0..LANES {
-                    let values = f(x.map(|x| x[j]), t.map(|t| t[j]));
-                    (0..S).for_each(|s| new[s][j] += values[s]);
-                }
-                *sums = new;
+    let (width, len) = (tile_width(c), inputs[0].len());
+    let (mut totals, mut sums) = ([(); S].map(|()| vec![0.0; c]), [(); S].map(|()| vec![T::ZERO; width]));
+    for run in (0..len).step_by(RUN * width) {
+        sums.iter_mut().for_each(|s| s.fill(T::ZERO));
+        for at in (run..len.min(run + RUN * width)).step_by(width) {
+            let n = width.min(len - at);
+            let inputs = inputs.map(|x| &x[at..][..n]);
+            let tile = tile.each_ref().map(|t| &t[..n]);
+            let sums = sums.each_mut().map(|s| &mut s[..n]);
+            for j in 0..n {
+                let values = f(inputs.map(|x| x[j]), tile.map(|t| t[j]));
+                (0..S).for_each(|s| sums[s][j] += values[s]);
             }
         }
-        for (s, total) in totals.iter_mut().enumerate() {
-            let flat = sums.iter().flat_map(|b| b[s]);
-            flat.zip((0..c).cycle()).for_each(|(sum, channel)| total[channel] += sum.to_f64());
+        for (total, sums) in totals.iter_mut().zip(&sums) {
+            for row in sums.chunks_exact(c) {
+                total.iter_mut().zip(row).for_each(|(total, sum)| *total += sum.to_f64());
+            }
         }
-    }
-    for i in whole..len {
-        let values = f(inputs.map(|x| x[i]), tiles.map(|t| t[i - whole]));
-        (0..S).for_each(|s| totals[s][(i - whole) % c] += values[s].to_f64());
     }
     totals
 }
@@ -122,13 +110,14 @@ pub(crate) fn column_sums<T: Real, const N: usize, const K: usize, const S: usiz
 pub(crate) fn sum<T: Real, const N: usize>(inputs: [&[T]; N], f: impl Fn([T; N]) -> f64 + Sync) -> f64 {
     let len = inputs[0].len();
     let block = |at: usize| {
-        let inputs = inputs.map(|x| &x[at..len.min(at + BLOCK)]);
-        let mut sums = [0.0; LANES];
-        for at in (0..inputs[0].len()).step_by(LANES) {
-            let inputs = inputs.map(|x| &x[at..x.len().min(at + LANES)]);
-            (0..inputs[0].len()).for_each(|j| sums[j] += f(inputs.map(|x| x[j])));
+        let inputs = inputs.map(|x| x[at..len.min(at + BLOCK)].as_chunks::<8>());
+        let mut sums = [0.0; 8];
+        for b in 0..inputs[0].0.len() {
+            let x = inputs.map(|x| x.0[b]);
+            (0..8).for_each(|j| sums[j] += f(x.map(|x| x[j])));
         }
-        sums.iter().sum::<f64>()
+        let rest = (0..inputs[0].1.len()).map(|j| f(inputs.map(|x| x.1[j])));
+        sums.into_iter().chain(rest).sum::<f64>()
     };
     if len <= BLOCK {
         return block(0);
@@ -185,16 +174,17 @@ pub(crate) fn scale<T: Real>(io: &mut Io<'_>, weight: Weight) {
 pub(crate) fn add_bias<T: Real>(io: &mut Io<'_>) {
     let (x, bias) = (io.real::<T>(0), io.real::<T>(1));
     let c = bias.len();
-    let (tile, size) = (tile(bias.iter().copied(), c), block_rows(c) * c);
+    let (tile, size) = (tile(c, |channel| [bias[channel]]), block_rows(c) * c);
     for_blocks((io.out(), size), (&mut [(); 0], 1), |i, out, _| {
-        apply(out, [&x[i * size..][..out.len()]], [&tile], |[x], [bias]| x + bias);
+        apply(out, [&x[i * size..][..out.len()]], &tile, |[x], [bias]| x + bias);
     });
 }
 
 /// [..,c] → [c].
 pub(crate) fn column_sum<T: Real>(io: &mut Io<'_>) {
     let (x, c) = (io.real::<T>(0), io.outputs[0].shape[0]);
-    let sums = x.par_chunks(block_rows(c) * c).map(|x| column_sums([x], [], c, |x, []| x)).collect::<Vec<_>>();
+    let blocks = x.par_chunks(block_rows(c) * c).map(|x| column_sums([x], &[], c, |x, []| x));
+    let sums = blocks.collect::<Vec<_>>();
     for (channel, out) in io.out::<T>().iter_mut().enumerate() {
         *out = T::of(sums.iter().map(|[block]| block[channel]).sum());
     }

@@ -47,7 +47,8 @@ pub(crate) fn input<T: Real>(io: &mut Io<'_>, args: &ImageArgs, cell: Option<usi
     let crop = args.crop.then(|| rest.next().map_or(&[][..], |i| i.i32()));
     let flip = args.flip.then(|| rest.next().map_or(&[][..], |i| i.i32()));
     let cells = cell.and_then(|cell| Some(Cells::new(rest.next()?.u8(), cell, n, out_w)));
-    let normalise = |i: usize| (T::of((i % 256) as f64) / T::of(255.0) - T::of(args.mean[i / 256])) / T::of(args.std[i / 256]);
+    let normalise =
+        |i: usize| (T::of((i % 256) as f64) / T::of(255.0) - T::of(args.mean[i / 256])) / T::of(args.std[i / 256]);
     let table: Vec<T> = (0..256 * c).map(normalise).collect();
     let outside = |from: isize, size: usize| from < 0 || from >= size as isize;
     let offset = |i: usize, axis: usize| match crop {
@@ -73,7 +74,9 @@ pub(crate) fn input<T: Real>(io: &mut Io<'_>, args: &ImageArgs, cell: Option<usi
     for_blocks((io.out::<T>(), out_h * out_w * c), (&mut [(); 0], 1), |i, out, _| {
         for (row, out) in out.chunks_exact_mut(out_w * c).enumerate() {
             match &cells {
-                Some(cells) => cells.stretches(i, row, out_w).for_each(|(from, columns)| stretch(out, from, row, columns)),
+                Some(cells) => {
+                    cells.stretches(i, row, out_w).for_each(|(from, columns)| stretch(out, from, row, columns))
+                }
                 None => stretch(out, i, row, 0..out_w),
             }
         }

@@ -19,6 +19,7 @@ where
     fn sqrt(self) -> Self;
     fn exp(self) -> Self;
     fn ln(self) -> Self;
+    fn is_finite(self) -> bool;
     fn is_nan(self) -> bool;
     /// The value after a store to bf16 and a load back.
     fn round_bf16(self) -> Self;
@@ -48,6 +49,10 @@ macro_rules! real {
             #[inline(always)]
             fn ln(self) -> $t {
                 self.ln()
+            }
+            #[inline(always)]
+            fn is_finite(self) -> bool {
+                self.is_finite()
             }
             #[inline(always)]
             fn is_nan(self) -> bool {

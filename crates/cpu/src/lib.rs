@@ -1,12 +1,16 @@
 //! CPU backend in f32: convolution and matrix products.
 
+mod arena;
 mod bn;
 pub mod conv;
 mod conv_depthwise;
 mod conv_direct;
 pub mod conv_reference;
+mod conv_task;
 mod conv_wgrad;
+mod conv_winograd;
 mod elementwise;
+mod executor;
 pub mod gemm;
 mod image;
 pub mod io;
@@ -18,4 +22,8 @@ pub mod run;
 mod scratch;
 pub mod simd;
 mod simd_vector;
+mod simd_winograd;
 mod update;
+
+pub use executor::{CpuError, Executor, NonFinite};
+pub use io::{Real, Scalars};

@@ -57,7 +57,8 @@ impl Kernels for f64 {
     }
     fn matmul(kind: Gemm, size: (usize, usize, usize), (a, b): (&[f64], &[f64]), c: &mut [f64]) {
         let (n, inputs, outputs) = size;
-        let geom = ConvGeom { n, h: 1, w: 1, c: inputs, k: outputs, r: 1, s: 1, p: 1, q: 1, stride: 1, pad: 0, groups: 1 };
+        let geom =
+            ConvGeom { n, h: 1, w: 1, c: inputs, k: outputs, r: 1, s: 1, p: 1, q: 1, stride: 1, pad: 0, groups: 1 };
         match kind {
             Gemm::Nt => reference::fprop(&geom, a, b, c),
             Gemm::Nn => reference::dgrad(&geom, a, b, c),

@@ -4,6 +4,9 @@ use crate::elementwise::{column_sums, for_blocks};
 use crate::io::{Io, Real};
 use graph::PoolArgs;
 
+/// Channels that a maximum is taken of together.
+const LANES: usize = 8;
+
 /// Sizes of a pooling: image h·w, output p·q, c channels.
 #[derive(Clone, Copy)]
 struct Window {
@@ -21,13 +24,15 @@ impl Window {
     }
 
     /// Taps of output (p, q) inside the image, row-major: index in the window, and offset of the pixel's first channel.
-    fn taps(self, p: usize, q: usize) -> impl Iterator<Item = (usize, usize)> {
+    fn taps(self, p: usize, q: usize) -> impl Iterator<Item = (u8, usize)> {
         let PoolArgs { kernel, stride, pad } = self.pool;
-        let inside = |at: usize, size: usize| at.checked_sub(pad).filter(|&at| at < size);
-        (0..kernel * kernel).filter_map(move |tap| {
-            let h = inside(p * stride + tap / kernel, self.h)?;
-            let w = inside(q * stride + tap % kernel, self.w)?;
-            Some((tap, (h * self.w + w) * self.c))
+        let inside = |at: usize, size: usize| {
+            pad.saturating_sub(at * stride)..kernel.min((size + pad).saturating_sub(at * stride))
+        };
+        let (rows, columns) = (inside(p, self.h), inside(q, self.w));
+        rows.flat_map(move |r| columns.clone().map(move |s| (r, s))).map(move |(r, s)| {
+            let pixel = (p * stride + r - pad) * self.w + q * stride + s - pad;
+            ((r * kernel + s) as u8, pixel * self.c)
         })
     }
 }
@@ -40,27 +45,39 @@ pub(crate) fn max<T: Real>(io: &mut Io<'_>, pool: PoolArgs) {
     let (y, argmax) = io.outputs.split_at_mut(1);
     for_blocks((y[0].real::<T>(), row), (argmax[0].u8(), row), |i, y, argmax| {
         let x = &x[i / window.p * image..][..image];
+        let mut taps = Vec::with_capacity(pool.kernel * pool.kernel);
         for (q, (y, argmax)) in y.chunks_exact_mut(c).zip(argmax.chunks_exact_mut(c)).enumerate() {
-            let mut taps = window.taps(i % window.p, q);
-            match taps.next() {
-                Some((tap, at)) => {
-                    y.copy_from_slice(&x[at..at + c]);
-                    argmax.fill(tap as u8);
-                }
-                None => {
-                    y.fill(T::of(f64::NEG_INFINITY));
-                    argmax.fill(0);
-                }
+            taps.clear();
+            taps.extend(window.taps(i % window.p, q).map(|(tap, at)| (T::of(f64::from(tap)), at)));
+            let (lanes, rest) = y.as_chunks_mut::<LANES>();
+            let (lanes_argmax, rest_argmax) = argmax.as_chunks_mut::<LANES>();
+            let done = lanes.len() * LANES;
+            for (b, (y, argmax)) in lanes.iter_mut().zip(lanes_argmax).enumerate() {
+                let [best, tap] = first_max(x, &taps, b * LANES);
+                (*y, *argmax) = (best, tap.map(|tap| tap.to_f64() as u8));
             }
-            for (tap, at) in taps {
-                for ((y, argmax), &x) in y.iter_mut().zip(&mut *argmax).zip(&x[at..at + c]) {
-                    let better = x > *y || x.is_nan();
-                    *y = if better { x } else { *y };
-                    *argmax = if better { tap as u8 } else { *argmax };
-                }
+            for (j, (y, argmax)) in rest.iter_mut().zip(rest_argmax).enumerate() {
+                let [[best], [tap]] = first_max(x, &taps, done + j);
+                (*y, *argmax) = (best, tap.to_f64() as u8);
             }
         }
     });
+}
+
+/// The first maximum over the taps of `L` channels, and its tap. NOTE: the tap is a float, as wide as the values, and the
+/// function is not inlined, so that it stays one until the end: else the compiler selects value by value.
+#[inline(never)]
+fn first_max<T: Real, const L: usize>(x: &[T], taps: &[(T, usize)], channel: usize) -> [[T; L]; 2] {
+    let (mut best, mut argmax) = ([T::of(f64::NEG_INFINITY); L], [taps.first().map_or(T::ZERO, |t| t.0); L]);
+    for &(tap, at) in taps {
+        let x = &x[at + channel..][..L];
+        for j in 0..L {
+            let better = x[j] > best[j] || x[j].is_nan();
+            best[j] = if better { x[j] } else { best[j] };
+            argmax[j] = if better { tap } else { argmax[j] };
+        }
+    }
+    [best, argmax]
 }
 
 /// dy, argmax → dx: each dy is added where its maximum was, windows in order.
@@ -70,9 +87,11 @@ pub(crate) fn max_grad<T: Real>(io: &mut Io<'_>, pool: PoolArgs) {
     let (image, output, c) = (window.h * window.w * window.c, window.p * window.q * window.c, window.c);
     for_blocks((io.out::<T>(), image), (&mut [(); 0], 1), |n, dx, _| {
         dx.fill(T::ZERO);
-        for at in (0..window.p * window.q).filter(|_| image > 0) {
-            let mut offsets = [usize::MAX; 256];
-            window.taps(at / window.q, at % window.q).for_each(|(tap, pixel)| offsets[tap] = pixel);
+        // Where each tap of a window is in the image.
+        let mut offsets = [usize::MAX; 256];
+        for at in 0..window.p * window.q {
+            offsets[..pool.kernel * pool.kernel].fill(usize::MAX);
+            window.taps(at / window.q, at % window.q).for_each(|(tap, pixel)| offsets[usize::from(tap)] = pixel);
             let from = n * output + at * c;
             for (channel, (&dy, &tap)) in dy[from..from + c].iter().zip(&argmax[from..from + c]).enumerate() {
                 if let Some(dx) = dx.get_mut(offsets[usize::from(tap)].saturating_add(channel)) {
@@ -121,7 +140,7 @@ pub(crate) fn global<T: Real>(io: &mut Io<'_>) {
     let (x, c) = (io.real::<T>(0), io.outputs[0].shape[1]);
     let image = x.len() / io.dims(0)[0].max(1);
     for_blocks((io.out::<T>(), c), (&mut [(); 0], 1), |n, y, _| {
-        let [sums] = column_sums([&x[n * image..][..image]], [], c, |x, []| x);
+        let [sums] = column_sums([&x[n * image..][..image]], &[], c, |x, []| x);
         y.iter_mut().zip(sums).for_each(|(y, sum)| *y = T::of(sum / (image / c) as f64));
     });
 }

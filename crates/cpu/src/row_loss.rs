@@ -6,6 +6,7 @@
 use crate::elementwise::{map, sum};
 use crate::io::{Input, Io, Real, Scalars};
 use graph::{Divisor, MaskRule, RowKind, RowMask, RowTable, RowTerm, Side, Weight};
+use std::cmp::Ordering;
 use tensor::Dtype;
 
 /// log softmax(z / T).
@@ -132,12 +133,16 @@ impl<'a, T: Real> Term<'a, T> {
             }
             (RowKind::Kl { temperature }, side) => {
                 let log_q = log_softmax(target.row(r), temperature);
-                let pairs = log_q.iter().zip(&log_p).map(|(&log_q, &log_p)| (log_q.exp(), log_q - log_p, log_p.exp()));
+                let pairs = log_q.iter().zip(&log_p);
                 if side == Side::Student {
-                    return dz.iter_mut().zip(pairs.map(|(q, _, p)| p - q)).for_each(add);
+                    return dz.iter_mut().zip(pairs.map(|(log_q, log_p)| log_p.exp() - log_q.exp())).for_each(add);
                 }
-                let kl = pairs.clone().map(|(q, log_ratio, _)| q * log_ratio).sum::<T>();
-                dz.iter_mut().zip(pairs.map(|(q, log_ratio, _)| q * (log_ratio - kl))).for_each(add);
+                // q (log q − log p − KL), ratios relative to the likeliest class: no cancellation where q is nearly 1.
+                let top = (1..log_q.len()).fold(0, |top, j| if log_q[j] > log_q[top] { j } else { top });
+                let pivot = log_q[top] - log_p[top];
+                let pairs = pairs.map(|(&log_q, &log_p)| (log_q.exp(), log_q - log_p - pivot));
+                let mean = pairs.clone().map(|(q, ratio)| q * ratio).sum::<T>();
+                dz.iter_mut().zip(pairs.map(|(q, ratio)| q * (ratio - mean))).for_each(add);
             }
         }
     }
@@ -207,9 +212,13 @@ pub(crate) fn correct<T: Real>(io: &mut Io<'_>, k: usize) {
     let mut counts = [0.0; 2];
     for (z, &label) in logits.chunks_exact(classes).zip(label) {
         let Ok(label) = usize::try_from(label) else { continue };
-        // Not-less instead of greater: NaN anywhere makes the row wrong.
-        let before = |(j, z_j): (usize, &T)| if j < label { !(*z_j < z[label]) } else { j > label && !(*z_j <= z[label]) };
-        let rank = z.iter().enumerate().filter(|&row| before(row)).count();
+        // A NaN anywhere comes before the label: the row is wrong.
+        let before = |(j, z_j): &(usize, &T)| match z_j.partial_cmp(&&z[label]) {
+            Some(Ordering::Less) => false,
+            Some(Ordering::Equal) => *j < label,
+            Some(Ordering::Greater) | None => true,
+        };
+        let rank = z.iter().enumerate().filter(before).count();
         counts[0] += f64::from(rank == 0);
         counts[1] += f64::from(rank < k);
     }

@@ -1,4 +1,4 @@
-//! Reusable buffers aligned to cache lines: one pool per thread, so that a convolution allocates nothing once warm.
+//! Reusable buffers aligned to cache lines: a few per thread, so that a convolution allocates nothing once warm.
 
 use std::cell::RefCell;
 
@@ -10,14 +10,22 @@ thread_local! {
     static POOL: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `work` on a buffer of at least `len` floats with unspecified contents. Calls may nest.
+/// Runs `work` on a buffer of `len` floats with unspecified contents. Calls may nest.
 pub(crate) fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
-    let mut lines = POOL.with_borrow_mut(|pool| pool.pop()).unwrap_or_default();
     let needed = len.div_ceil(16);
+    let mut lines = POOL.with_borrow_mut(|pool| {
+        // The smallest that is large enough; else the largest is given up for a new one.
+        let fits = pool.iter().position(|lines| lines.len() >= needed);
+        fits.or(pool.len().checked_sub(1)).map(|i| pool.remove(i)).unwrap_or_default()
+    });
     if lines.len() < needed {
-        lines.resize(needed, Line([0.0; 16]));
+        drop(std::mem::take(&mut lines));
+        lines = vec![Line([0.0; 16]); needed];
     }
-    let result = work(bytemuck::cast_slice_mut(&mut lines[..needed]));
-    POOL.with_borrow_mut(|pool| pool.push(lines));
+    let result = work(&mut bytemuck::cast_slice_mut(&mut lines)[..len]);
+    POOL.with_borrow_mut(|pool| {
+        let at = pool.partition_point(|other| other.len() < lines.len());
+        pool.insert(at, lines);
+    });
     result
 }

@@ -4,7 +4,7 @@
 
 use crate::elementwise::{BLOCK, for_blocks, sum};
 use crate::io::{Io, Real};
-use graph::{BnRunningLayer, Op, SgdArgs, SlotId, StateId};
+use graph::{BnRunningLayer, SgdArgs, SlotId};
 
 /// gradients and loss values → Σ g² over the first `grads`, finite flag. A norm² beyond f64 counts as not finite.
 pub(crate) fn grad_norm<T: Real>(io: &mut Io<'_>, grads: usize) {
@@ -53,22 +53,24 @@ pub(crate) fn ema<T: Real>(io: &mut Io<'_>, decay: SlotId) {
     }
 }
 
-/// finite, then carried mean and unbiased variance per layer; micro-batches in order, in each the layers, in each the groups.
-/// A state that several layers share is the first one's.
+/// finite, then for each layer `forwards` pairs of carried mean and unbiased variance [g,c] → running statistics.
+/// Micro-batches in order, in each the forwards, in each the groups; states: mean, variance, …
 pub(crate) fn bn_running<T: Real>(io: &mut Io<'_>, momentum: f64, layers: &[BnRunningLayer]) {
     if !io.is_finite::<T>(0) {
         return;
     }
     let (keep, take) = (T::of(1.0 - momentum), T::of(momentum));
-    let ids: Vec<StateId> = layers.iter().flat_map(|l| [l.mean, l.var]).collect();
-    for micro in 0..io.scalars.micro_units.len() {
-        for (i, id) in ids.iter().enumerate() {
-            let stats = io.inputs[1 + i].slot(micro).real::<T>();
-            let first = ids.iter().position(|other| other == id).unwrap_or(i);
-            let running = io.states[first].real::<T>();
-            for stat in stats.chunks_exact(running.len()) {
-                for _ in 0..layers[i / 2].updates {
-                    running.iter_mut().zip(stat).for_each(|(r, &s)| *r = keep * *r + take * s);
+    let mut pairs = io.inputs[1..].chunks_exact(2);
+    for (layer, states) in layers.iter().zip(io.states.chunks_exact_mut(2)) {
+        let forwards: Vec<_> = pairs.by_ref().take(layer.forwards).collect();
+        for (i, state) in states.iter_mut().enumerate() {
+            let running = state.real::<T>();
+            let stats = |micro| forwards.iter().map(move |pair| pair[i].slot(micro).real::<T>());
+            for stats in (0..io.scalars.micro_units.len()).flat_map(stats) {
+                for stat in stats.chunks_exact(running.len()) {
+                    for _ in 0..layer.updates {
+                        running.iter_mut().zip(stat).for_each(|(r, &s)| *r = keep * *r + take * s);
+                    }
                 }
             }
         }

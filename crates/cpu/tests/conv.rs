@@ -26,7 +26,14 @@ impl Random {
     }
 }
 
-fn geom(n: usize, (h, w, c): (usize, usize, usize), k: usize, (r, s): (usize, usize), stride: usize, pad: usize) -> ConvGeom {
+fn geom(
+    n: usize,
+    (h, w, c): (usize, usize, usize),
+    k: usize,
+    (r, s): (usize, usize),
+    stride: usize,
+    pad: usize,
+) -> ConvGeom {
     let out = |size: usize, taps: usize| (size + 2 * pad - taps) / stride + 1;
     ConvGeom { n, h, w, c, k, r, s, p: out(h, r), q: out(w, s), stride, pad, groups: 1 }
 }
@@ -69,6 +76,10 @@ fn network_geoms() -> Vec<ConvGeom> {
         geom(3, (28, 28, 1), 16, (3, 3), 1, 1),
         geom(9, (8, 8, 32), 64, (1, 1), 1, 0),
         geom(7, (1, 1, 130), 10, (1, 1), 1, 0),
+        // Winograd tiles that stick out, without padding and with more than the usual one; row bands of one image.
+        geom(2, (13, 18, 32), 64, (3, 3), 1, 0),
+        geom(3, (9, 30, 16), 32, (3, 3), 1, 2),
+        geom(1, (70, 69, 32), 32, (3, 3), 1, 1),
     ]
 }
 
@@ -184,6 +195,7 @@ fn epilogue_is_applied_after_the_sum() {
     let mut random = Random(0xE91);
     let mut geoms = vec![geom(2, (7, 9, 200), 37, (3, 3), 2, 1), geom(4, (8, 8, 700), 20, (1, 1), 1, 0)];
     geoms.push(ConvGeom { c: 24, k: 24, groups: 24, ..geom(2, (9, 9, 24), 24, (3, 3), 1, 1) });
+    geoms.push(geom(3, (7, 10, 32), 64, (3, 3), 1, 1)); // Winograd
     geoms.push(geom(3, (9, 9, 5), 33, (1, 1), 2, 0)); // image pixels that no output reads
     for (g, isa) in geoms.iter().flat_map(|g| Isa::available().into_iter().map(move |isa| (*g, isa))) {
         let conv = Conv { geom: g, isa };

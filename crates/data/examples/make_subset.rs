@@ -9,7 +9,8 @@ use std::path::Path;
 use data::{Dataset, Holdout, PackCodec, PackSettings, Source, SourceSpec, Split, Subset, pack, sample_hash};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let [from, to] = std::env::args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| "usage: make_subset FROM TO")?;
+    let [from, to] =
+        std::env::args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| "usage: make_subset FROM TO")?;
     for (split, per_class) in [(Split::Train, 1000), (Split::Test, 200)] {
         let spec = SourceSpec { set: "fashion".into(), folder: (&from).into(), split, holdout: Holdout::default() };
         let Source { dataset, stats } = Source::open(&spec)?;
@@ -17,7 +18,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         let subset = Subset::new(dataset, format!("fashion/{split}"), index)?;
         let settings = PackSettings { codec: PackCodec::Deflate, short_side: None, stats };
         let report = pack(&subset, &settings, &Path::new(&to).join(format!("{split}.pack")), &mut |_, _| {})?;
-        println!("{split}: {} images, {} bytes, sample hash {:016x}", report.packed, report.bytes, sample_hash(&subset));
+        println!(
+            "{split}: {} images, {} bytes, sample hash {:016x}",
+            report.packed,
+            report.bytes,
+            sample_hash(&subset)
+        );
     }
     Ok(())
 }
@@ -26,9 +32,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn first_of_each_class(dataset: &dyn Dataset, per_class: usize) -> Vec<u32> {
     let mut taken = vec![0; dataset.classes().len()];
     let mut index = Vec::new();
-    for (i, label) in dataset.labels().into_iter().enumerate() {
-        if taken[label as usize] < per_class {
-            taken[label as usize] += 1;
+    for (i, label) in dataset.labels().iter().enumerate() {
+        if taken[*label as usize] < per_class {
+            taken[*label as usize] += 1;
             index.push(i as u32);
         }
     }

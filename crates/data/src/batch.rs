@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::augment::Augment;
 use crate::dataset::Dataset;
@@ -72,8 +72,10 @@ pub enum CellRule {
 }
 
 /// What to do with an image that cannot be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OnBad {
+    #[default]
     /// Take another image of the class, chosen by the index of the bad one alone; up to eight tries.
     Substitute,
     /// Leave the rows black with weight 0.

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::dataset::{Dataset, RawImage};
+use crate::dataset::{Dataset, Meta, RawImage};
 use crate::error::DataError;
 use crate::source::Split;
 
@@ -22,10 +22,8 @@ pub enum CifarKind {
 
 /// A CIFAR set held in memory.
 pub struct Cifar {
-    name: String,
+    meta: Meta,
     folder: PathBuf,
-    classes: Vec<String>,
-    labels: Vec<u8>,
     /// [len, 3, 32, 32]
     planes: Vec<u8>,
 }
@@ -49,8 +47,9 @@ impl Cifar {
         let inside = folder.join(inner);
         let folder = if inside.is_dir() { inside } else { folder.to_path_buf() };
         let classes = read_names(&folder.join(names), class_count)?;
-        let mut set =
-            Cifar { name: format!("{name}/{split}"), folder, classes, labels: Vec::new(), planes: Vec::new() };
+        let name = format!("{name}/{split}");
+        let meta = Meta { name, classes, channels: 3, size: Some([SIDE, SIDE]), labels: Vec::new() };
+        let mut set = Cifar { meta, folder, planes: Vec::new() };
         for file in files {
             set.append(file, label_bytes)?;
         }
@@ -68,11 +67,11 @@ impl Cifar {
         let bytes = std::fs::read(&path).map_err(DataError::io(&path))?;
         for (number, record) in bytes.chunks_exact(record_bytes).enumerate() {
             let label = record[label_bytes - 1];
-            if usize::from(label) >= self.classes.len() {
-                let detail = format!("record {number}: label {label}; expected below {}", self.classes.len());
+            if usize::from(label) >= self.meta.classes.len() {
+                let detail = format!("record {number}: label {label}; expected below {}", self.meta.classes.len());
                 return Err(DataError::format(&path, detail));
             }
-            self.labels.push(label);
+            self.meta.labels.push(label.into());
             self.planes.extend_from_slice(&record[label_bytes..]);
         }
         Ok(())
@@ -90,28 +89,8 @@ fn read_names(path: &Path, count: usize) -> Result<Vec<String>, DataError> {
 }
 
 impl Dataset for Cifar {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    fn classes(&self) -> &[String] {
-        &self.classes
-    }
-
-    fn label(&self, index: usize) -> u32 {
-        self.labels[index].into()
-    }
-
-    fn channels(&self) -> usize {
-        3
-    }
-
-    fn size(&self) -> Option<[usize; 2]> {
-        Some([SIDE, SIDE])
+    fn meta(&self) -> &Meta {
+        &self.meta
     }
 
     fn read(&self, index: usize, image: &mut RawImage) -> Result<(), DataError> {
@@ -124,6 +103,6 @@ impl Dataset for Cifar {
     }
 
     fn place(&self, index: usize) -> String {
-        format!("{} {} image {index}", self.folder.display(), self.name)
+        format!("{} {} image {index}", self.folder.display(), self.meta.name)
     }
 }

@@ -55,24 +55,24 @@ impl Stats {
     }
 }
 
+/// What a set knows without reading an image.
+#[derive(Clone, Debug)]
+pub struct Meta {
+    /// Name of the set and split, for messages and manifests.
+    pub name: String,
+    /// Class names; a label is an index into them.
+    pub classes: Vec<String>,
+    /// 1 or 3, for every image.
+    pub channels: usize,
+    /// `[height, width]` where all images share it.
+    pub size: Option<[usize; 2]>,
+    /// Label of each image, below `classes.len()`.
+    pub labels: Vec<u32>,
+}
+
 /// Labelled images by index. Indices are below `len`; a larger one is the caller's fault and panics.
 pub trait Dataset: Send + Sync {
-    /// Name of the set and split, for messages and manifests.
-    fn name(&self) -> &str;
-    /// Number of images.
-    fn len(&self) -> usize;
-    /// Whether there are no images; no set that opens is empty.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-    /// Class names; a label is an index into them.
-    fn classes(&self) -> &[String];
-    /// Label of image `index`, below `classes().len()`.
-    fn label(&self, index: usize) -> u32;
-    /// 1 or 3, for every image.
-    fn channels(&self) -> usize;
-    /// `[height, width]` where all images share it.
-    fn size(&self) -> Option<[usize; 2]>;
+    fn meta(&self) -> &Meta;
     /// Reads image `index` into `image`. Any error makes it a bad sample.
     fn read(&self, index: usize, image: &mut RawImage) -> Result<(), DataError>;
     /// Where image `index` comes from, for messages: a path or a record.
@@ -81,9 +81,31 @@ pub trait Dataset: Send + Sync {
     fn encoded(&self, _index: usize) -> Result<Option<Vec<u8>>, DataError> {
         Ok(None)
     }
-    /// All labels in order.
-    fn labels(&self) -> Vec<u32> {
-        (0..self.len()).map(|i| self.label(i)).collect()
+    fn name(&self) -> &str {
+        &self.meta().name
+    }
+    /// Number of images.
+    fn len(&self) -> usize {
+        self.meta().labels.len()
+    }
+    /// No set that opens is empty.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    fn classes(&self) -> &[String] {
+        &self.meta().classes
+    }
+    fn label(&self, index: usize) -> u32 {
+        self.meta().labels[index]
+    }
+    fn labels(&self) -> &[u32] {
+        &self.meta().labels
+    }
+    fn channels(&self) -> usize {
+        self.meta().channels
+    }
+    fn size(&self) -> Option<[usize; 2]> {
+        self.meta().size
     }
 }
 
@@ -96,9 +118,7 @@ pub fn sample_hash(dataset: &dyn Dataset) -> u64 {
         }
     };
     eat(&(dataset.len() as u64).to_le_bytes());
-    for index in 0..dataset.len() {
-        eat(&dataset.label(index).to_le_bytes());
-    }
+    dataset.labels().iter().for_each(|label| eat(&label.to_le_bytes()));
     for class in dataset.classes() {
         eat(class.as_bytes());
         eat(&[0]);

@@ -45,8 +45,13 @@ impl Deal {
                 "{units} units in batches of {global_batch}; expected less than 2^32"
             )));
         };
-        if micro_batch == 0 || global_batch == 0 || !global_batch.is_multiple_of(micro_batch) {
-            let lower = (global_batch / micro_batch.max(1)) * micro_batch;
+        if micro_batch == 0 || global_batch == 0 {
+            return Err(DataError::Setting(format!(
+                "global_batch {global_batch} and micro_batch {micro_batch} must both be positive"
+            )));
+        }
+        if !global_batch.is_multiple_of(micro_batch) {
+            let lower = (global_batch / micro_batch).max(1) * micro_batch;
             return Err(DataError::Setting(format!(
                 "global_batch {global_batch} is not divisible by micro_batch {micro_batch}; use {lower} or {}",
                 u64::from(lower) + u64::from(micro_batch)

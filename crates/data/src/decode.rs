@@ -1,7 +1,7 @@
 //! JPEG and PNG files to RGB, chosen by magic bytes, never by suffix.
 //!
 //! Grey is replicated, alpha dropped, 16-bit reduced to its high byte, CMYK and YCCK converted; EXIF orientation is ignored, as
-//! torchvision does. JPEG is decoded in strict mode: a truncated file is an error, not a partly grey picture.
+//! torchvision does. A truncated file is an error, not a partly grey picture.
 
 use std::io::Cursor;
 
@@ -36,6 +36,9 @@ fn decode_jpeg(bytes: &[u8], image: &mut RawImage) -> Result<(), String> {
     decoder.decode_headers().map_err(|e| format!("JPEG header: {e}"))?;
     let (width, height) = decoder.dimensions().ok_or("JPEG header: no dimensions")?;
     check_size(height, width)?;
+    if !has_end_marker(bytes) {
+        return Err("JPEG: no end marker behind the last scan; the file is cut short".into());
+    }
     // An 8×8 block takes at least a bit; a smaller file is a forged size and must not reserve memory.
     if height.div_ceil(8) * width.div_ceil(8) > bytes.len() * 8 {
         return Err(format!("JPEG: {} bytes cannot hold {height}×{width} pixels", bytes.len()));
@@ -45,6 +48,14 @@ fn decode_jpeg(bytes: &[u8], image: &mut RawImage) -> Result<(), String> {
         return Err("JPEG: number of components is neither 1, 3 nor 4".into());
     }
     decoder.decode_into(&mut image.pixels).map_err(|e| format!("JPEG: {e}"))
+}
+
+/// Whether an EOI marker follows the last SOS marker (neither can occur inside a scan). Even in strict mode the decoder makes the
+/// last dozen bytes up where a file is cut short.
+fn has_end_marker(bytes: &[u8]) -> bool {
+    let last = |marker| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
+    // Nearly every file ends with it; only others are searched.
+    bytes.ends_with(&[0xff, 0xd9]) || last(0xd9) > last(0xda)
 }
 
 fn decode_png(bytes: &[u8], image: &mut RawImage) -> Result<(), String> {
@@ -61,29 +72,13 @@ fn decode_png(bytes: &[u8], image: &mut RawImage) -> Result<(), String> {
     bounds.max_alloc = Some((limits::PIXELS * 8) as u64);
     decoder.set_limits(bounds).map_err(png)?;
     let decoded = DynamicImage::from_decoder(decoder).map_err(png)?;
-    image.reshape(height, width, 3);
-    match &decoded {
-        DynamicImage::ImageLuma8(b) => to_rgb::<1, _>(b.as_raw(), image, |v| v),
-        DynamicImage::ImageLumaA8(b) => to_rgb::<2, _>(b.as_raw(), image, |v| v),
-        DynamicImage::ImageRgb8(b) => to_rgb::<3, _>(b.as_raw(), image, |v| v),
-        DynamicImage::ImageRgba8(b) => to_rgb::<4, _>(b.as_raw(), image, |v| v),
-        DynamicImage::ImageLuma16(b) => to_rgb::<1, _>(b.as_raw(), image, high_byte),
-        DynamicImage::ImageLumaA16(b) => to_rgb::<2, _>(b.as_raw(), image, high_byte),
-        DynamicImage::ImageRgb16(b) => to_rgb::<3, _>(b.as_raw(), image, high_byte),
-        DynamicImage::ImageRgba16(b) => to_rgb::<4, _>(b.as_raw(), image, high_byte),
-        other => return Err(format!("PNG: colour type {:?} is not known", other.color())),
+    let color = decoded.color();
+    if color.bytes_per_pixel() > color.channel_count() {
+        let high_bytes = decoded.into_rgb16().into_raw().into_iter().map(|value| (value >> 8) as u8);
+        image.pixels = high_bytes.collect();
+    } else {
+        image.pixels = decoded.into_rgb8().into_raw();
     }
+    (image.height, image.width, image.channels) = (height, width, 3);
     Ok(())
-}
-
-fn high_byte(value: u16) -> u8 {
-    (value >> 8) as u8
-}
-
-/// Pixels of N channels (grey, grey + alpha, RGB, RGBA) to RGB.
-fn to_rgb<const N: usize, T: Copy>(source: &[T], image: &mut RawImage, byte: impl Fn(T) -> u8) {
-    let [red, green, blue] = if N < 3 { [0, 0, 0] } else { [0, 1, 2] };
-    for (out, pixel) in image.pixels.chunks_exact_mut(3).zip(source.chunks_exact(N)) {
-        out.copy_from_slice(&[byte(pixel[red]), byte(pixel[green]), byte(pixel[blue])]);
-    }
 }

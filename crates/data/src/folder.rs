@@ -5,17 +5,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::dataset::{Dataset, RawImage, limits};
+use crate::dataset::{Dataset, Meta, RawImage, limits};
 use crate::decode::decode_image;
 use crate::error::DataError;
 
 /// An image folder; files are read when asked for.
 pub struct Folder {
-    name: String,
+    meta: Meta,
     root: PathBuf,
-    classes: Vec<String>,
-    /// Label and file name of each image.
-    files: Vec<(u32, Box<str>)>,
+    /// File name of each image.
+    files: Vec<Box<str>>,
 }
 
 impl Folder {
@@ -28,7 +27,7 @@ impl Folder {
                 format!("{} class folders; expected one folder a class", classes.len()),
             ));
         }
-        let mut files = Vec::new();
+        let (mut files, mut labels) = (Vec::new(), Vec::new());
         for (label, class) in classes.iter().enumerate() {
             let folder = root.join(class);
             let images = sorted_names(&folder, has_image_suffix)?;
@@ -38,17 +37,18 @@ impl Folder {
                     "class folder has no .jpeg, .jpg or .png file; remove it or add images",
                 ));
             }
-            files.extend(images.into_iter().map(|file| (label as u32, file.into_boxed_str())));
+            labels.resize(labels.len() + images.len(), label as u32);
+            files.extend(images.into_iter().map(String::into_boxed_str));
         }
         if u32::try_from(files.len()).is_err() {
             return Err(DataError::format(root, format!("{} images; expected fewer than 2^32", files.len())));
         }
-        Ok(Folder { name: name.into(), root: root.to_path_buf(), classes, files })
+        let meta = Meta { name: name.into(), classes, channels: 3, size: None, labels };
+        Ok(Folder { meta, root: root.to_path_buf(), files })
     }
 
     fn path(&self, index: usize) -> PathBuf {
-        let (label, file) = &self.files[index];
-        self.root.join(&self.classes[*label as usize]).join(&**file)
+        self.root.join(&self.meta.classes[self.label(index) as usize]).join(&*self.files[index])
     }
 
     fn bytes(&self, index: usize) -> Result<Vec<u8>, DataError> {
@@ -85,28 +85,8 @@ fn sorted_names(folder: &Path, keep: impl Fn(&Path) -> bool) -> Result<Vec<Strin
 }
 
 impl Dataset for Folder {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn len(&self) -> usize {
-        self.files.len()
-    }
-
-    fn classes(&self) -> &[String] {
-        &self.classes
-    }
-
-    fn label(&self, index: usize) -> u32 {
-        self.files[index].0
-    }
-
-    fn channels(&self) -> usize {
-        3
-    }
-
-    fn size(&self) -> Option<[usize; 2]> {
-        None
+    fn meta(&self) -> &Meta {
+        &self.meta
     }
 
     fn read(&self, index: usize, image: &mut RawImage) -> Result<(), DataError> {

@@ -9,17 +9,15 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
 
-use crate::dataset::{Dataset, RawImage, check_size};
+use crate::dataset::{Dataset, Meta, RawImage, check_size};
 use crate::error::DataError;
 
 /// A grey set held in memory.
 pub struct Idx {
-    name: String,
+    meta: Meta,
     path: PathBuf,
-    classes: Vec<String>,
-    size: [usize; 2],
+    /// [len, height, width]
     pixels: Vec<u8>,
-    labels: Vec<u8>,
 }
 
 impl Idx {
@@ -40,38 +38,21 @@ impl Idx {
             return Err(DataError::format(&label_path, detail));
         }
         let classes = classes.iter().map(|c| c.to_string()).collect();
-        Ok(Idx { name: name.into(), path, classes, size: [height, width], pixels, labels })
+        let labels = labels.into_iter().map(u32::from).collect();
+        let meta = Meta { name: name.into(), classes, channels: 1, size: Some([height, width]), labels };
+        Ok(Idx { meta, path, pixels })
     }
 }
 
 impl Dataset for Idx {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    fn classes(&self) -> &[String] {
-        &self.classes
-    }
-
-    fn label(&self, index: usize) -> u32 {
-        self.labels[index].into()
-    }
-
-    fn channels(&self) -> usize {
-        1
-    }
-
-    fn size(&self) -> Option<[usize; 2]> {
-        Some(self.size)
+    fn meta(&self) -> &Meta {
+        &self.meta
     }
 
     fn read(&self, index: usize, image: &mut RawImage) -> Result<(), DataError> {
-        let bytes = self.size[0] * self.size[1];
-        image.reshape(self.size[0], self.size[1], 1);
+        let [height, width] = self.meta.size.expect("an IDX set has one size");
+        let bytes = height * width;
+        image.reshape(height, width, 1);
         image.pixels.copy_from_slice(&self.pixels[index * bytes..][..bytes]);
         Ok(())
     }

@@ -27,7 +27,7 @@ mod split;
 pub use augment::{Augment, center_crop_origin, resized_short_side};
 pub use batch::{BadSample, Batch, BatchSpec, CellRule, DrawData, DrawKind, DrawSpec, OnBad};
 pub use cifar::{Cifar, CifarKind};
-pub use dataset::{Dataset, RawImage, Stats, limits, sample_hash};
+pub use dataset::{Dataset, Meta, RawImage, Stats, limits, sample_hash};
 pub use deal::{Deal, LastBatch, Micro};
 pub use decode::decode_image;
 pub use draw::{EpochKey, Purpose, Stream};

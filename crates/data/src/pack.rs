@@ -156,12 +156,11 @@ impl Writer {
             offset: self.offset,
             bytes: record.bytes.len() as u32,
             crc: crc32fast::hash(&record.bytes),
-            label: record.label,
             codec: record.codec,
             height: record.size[0] as u16,
             width: record.size[1] as u16,
         };
-        self.index.extend_from_slice(&entry.to_bytes());
+        self.index.extend_from_slice(&entry.to_bytes(record.label));
         self.offset += record.bytes.len();
         self.sizes_agree &= *self.first_size.get_or_insert(record.size) == record.size;
         self.file.write_all(&record.bytes)

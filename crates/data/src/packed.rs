@@ -17,7 +17,7 @@ use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, Codec};
-use crate::dataset::{Dataset, RawImage, Stats, check_size, limits};
+use crate::dataset::{Dataset, Meta, RawImage, Stats, check_size, limits};
 use crate::error::DataError;
 
 pub(crate) const MAGIC: [u8; 8] = *b"RETORTPK";
@@ -45,18 +45,17 @@ pub(crate) struct Entry {
     pub(crate) offset: usize,
     pub(crate) bytes: u32,
     pub(crate) crc: u32,
-    pub(crate) label: u32,
     pub(crate) codec: Codec,
     pub(crate) height: u16,
     pub(crate) width: u16,
 }
 
 impl Entry {
-    pub(crate) fn to_bytes(self) -> [u8; ENTRY_BYTES] {
+    pub(crate) fn to_bytes(self, label: u32) -> [u8; ENTRY_BYTES] {
         let mut out = [0; ENTRY_BYTES];
         out[0..4].copy_from_slice(&self.bytes.to_le_bytes());
         out[4..8].copy_from_slice(&self.crc.to_le_bytes());
-        out[8..12].copy_from_slice(&(self.label | (self.codec as u32) << 24).to_le_bytes());
+        out[8..12].copy_from_slice(&(label | (self.codec as u32) << 24).to_le_bytes());
         out[12..14].copy_from_slice(&self.height.to_le_bytes());
         out[14..16].copy_from_slice(&self.width.to_le_bytes());
         out
@@ -67,7 +66,8 @@ impl Entry {
 pub struct Packed {
     path: PathBuf,
     map: Mmap,
-    header: Header,
+    meta: Meta,
+    stats: Stats,
     entries: Vec<Entry>,
 }
 
@@ -82,13 +82,15 @@ impl Packed {
         // SAFETY: the map is read-only and private; nobody shortens or rewrites a packed file in place (`pack` renames a finished
         // one), and no reference into it outlives `self`.
         let map = unsafe { Mmap::map(&file) }.map_err(DataError::io(path))?;
-        let (header, entries) = parse(&map).map_err(|detail| bad(path, detail))?;
-        Ok(Packed { path: path.to_path_buf(), map, header, entries })
+        let (header, entries, labels) = parse(&map).map_err(|detail| bad(path, detail))?;
+        let Header { name, classes, channels, size, mean, std } = header;
+        let meta = Meta { name, classes, channels, size, labels };
+        Ok(Packed { path: path.to_path_buf(), map, meta, stats: Stats { mean, std }, entries })
     }
 
     /// Mean and standard deviation stored with the set.
     pub fn stats(&self) -> Stats {
-        Stats::new(&self.header.mean, &self.header.std)
+        self.stats.clone()
     }
 
     fn record(&self, index: usize) -> Result<(Entry, &[u8]), DataError> {
@@ -106,33 +108,13 @@ impl Packed {
 }
 
 impl Dataset for Packed {
-    fn name(&self) -> &str {
-        &self.header.name
-    }
-
-    fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    fn classes(&self) -> &[String] {
-        &self.header.classes
-    }
-
-    fn label(&self, index: usize) -> u32 {
-        self.entries[index].label
-    }
-
-    fn channels(&self) -> usize {
-        self.header.channels
-    }
-
-    fn size(&self) -> Option<[usize; 2]> {
-        self.header.size
+    fn meta(&self) -> &Meta {
+        &self.meta
     }
 
     fn read(&self, index: usize, image: &mut RawImage) -> Result<(), DataError> {
         let (entry, bytes) = self.record(index)?;
-        image.reshape(entry.height.into(), entry.width.into(), self.header.channels);
+        image.reshape(entry.height.into(), entry.width.into(), self.meta.channels);
         codec::decode(entry.codec, bytes, image).map_err(|reason| self.sample_error(index, reason))
     }
 
@@ -160,7 +142,7 @@ fn usize_at(bytes: &[u8], at: usize) -> Result<usize, String> {
 }
 
 /// Header and index of a whole file of at least `PREFIX_BYTES` bytes. The error says what is wrong, without the path.
-fn parse(file: &[u8]) -> Result<(Header, Vec<Entry>), String> {
+fn parse(file: &[u8]) -> Result<(Header, Vec<Entry>, Vec<u32>), String> {
     if file[..8] != MAGIC {
         return Err(format!("magic {:02x?}; expected {MAGIC:02x?}", &file[..8]));
     }
@@ -191,8 +173,8 @@ fn parse(file: &[u8]) -> Result<(Header, Vec<Entry>), String> {
     }
     let header: Header = serde_json::from_slice(header).map_err(|e| format!("header: {e}"))?;
     check_header(&header, count)?;
-    let entries = parse_index(index, &header, header_at)?;
-    Ok((header, entries))
+    let (entries, labels) = parse_index(index, &header, header_at)?;
+    Ok((header, entries, labels))
 }
 
 fn check_header(header: &Header, count: usize) -> Result<(), String> {
@@ -213,8 +195,8 @@ fn check_header(header: &Header, count: usize) -> Result<(), String> {
     header.size.map_or(Ok(()), |[height, width]| check_size(height, width))
 }
 
-fn parse_index(index: &[u8], header: &Header, records_end: usize) -> Result<Vec<Entry>, String> {
-    let mut entries = Vec::with_capacity(index.len() / ENTRY_BYTES);
+fn parse_index(index: &[u8], header: &Header, records_end: usize) -> Result<(Vec<Entry>, Vec<u32>), String> {
+    let (mut entries, mut labels) = (Vec::new(), Vec::new());
     let mut offset = PREFIX_BYTES;
     for (number, line) in index.chunks_exact(ENTRY_BYTES).enumerate() {
         let at = |detail: String| format!("record {number}: {detail}");
@@ -224,7 +206,6 @@ fn parse_index(index: &[u8], header: &Header, records_end: usize) -> Result<Vec<
             offset,
             bytes: u32_at(line, 0),
             crc: u32_at(line, 4),
-            label: tag & 0xff_ffff,
             codec,
             height: u16::from_le_bytes([line[12], line[13]]),
             width: u16::from_le_bytes([line[14], line[15]]),
@@ -234,8 +215,9 @@ fn parse_index(index: &[u8], header: &Header, records_end: usize) -> Result<Vec<
         if header.size.is_some_and(|all| all != size) {
             return Err(at(format!("size {size:?}; the header says {:?}", header.size)));
         }
-        if entry.label as usize >= header.classes.len() {
-            return Err(at(format!("label {} of {} classes", entry.label, header.classes.len())));
+        let label = tag & 0xff_ffff;
+        if label as usize >= header.classes.len() {
+            return Err(at(format!("label {label} of {} classes", header.classes.len())));
         }
         if codec == Codec::File && header.channels != 3 {
             return Err(at("an image file in a set of one channel".into()));
@@ -248,9 +230,10 @@ fn parse_index(index: &[u8], header: &Header, records_end: usize) -> Result<Vec<
             .filter(|&end| end <= records_end)
             .ok_or_else(|| at(format!("ends beyond byte {records_end}, where the records end")))?;
         entries.push(entry);
+        labels.push(label);
     }
     if offset != records_end {
         return Err(format!("records end at byte {offset}; expected {records_end}"));
     }
-    Ok(entries)
+    Ok((entries, labels))
 }

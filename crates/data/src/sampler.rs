@@ -68,38 +68,23 @@ impl Sampler {
 #[derive(Debug)]
 pub struct ClassLists {
     labels: Vec<u32>,
-    /// `members[start[c]..start[c + 1]]` are the images of class c.
-    members: Vec<u32>,
-    start: Vec<usize>,
+    members: Vec<Vec<u32>>,
 }
 
 impl ClassLists {
     /// The lists of a data set.
     pub fn of(dataset: &dyn Dataset) -> ClassLists {
-        ClassLists::new(dataset.labels(), dataset.classes().len())
-    }
-
-    /// Labels must be below `classes`.
-    pub fn new(labels: Vec<u32>, classes: usize) -> ClassLists {
-        let mut start = vec![0; classes + 1];
-        for &label in &labels {
-            start[label as usize + 1] += 1;
-        }
-        for class in 0..classes {
-            start[class + 1] += start[class];
-        }
-        let mut next = start.clone();
-        let mut members = vec![0; labels.len()];
+        let labels = dataset.labels().to_vec();
+        let mut members = vec![Vec::new(); dataset.classes().len()];
         for (index, &label) in labels.iter().enumerate() {
-            members[next[label as usize]] = index as u32;
-            next[label as usize] += 1;
+            members[label as usize].push(index as u32);
         }
-        ClassLists { labels, members, start }
+        ClassLists { labels, members }
     }
 
     /// Images of `class`, ascending.
     pub fn class(&self, class: u32) -> &[u32] {
-        &self.members[self.start[class as usize]..self.start[class as usize + 1]]
+        &self.members[class as usize]
     }
 
     pub fn label(&self, index: u32) -> u32 {
@@ -111,7 +96,7 @@ impl ClassLists {
     }
 
     pub fn classes(&self) -> usize {
-        self.start.len() - 1
+        self.members.len()
     }
 }
 

@@ -90,7 +90,7 @@ impl Source {
         }
         let Source { dataset, stats } = source;
         let Holdout { per_class, seed } = spec.holdout;
-        let (kept, held) = holdout(&dataset.labels(), dataset.classes().len(), per_class, seed)?;
+        let (kept, held) = holdout(&*dataset, per_class, seed)?;
         let index = if spec.split == Split::Val { held } else { kept };
         let name = format!("{}/{}", spec.set, spec.split);
         Ok(Source { dataset: Box::new(Subset::new(dataset, name, index)?), stats })

@@ -1,25 +1,24 @@
 //! A validation split cut from a training set, and a view of some images of a set.
 
-use crate::dataset::{Dataset, RawImage};
+use crate::dataset::{Dataset, Meta, RawImage};
 use crate::draw::{EpochKey, Purpose};
 use crate::error::DataError;
+use crate::sampler::ClassLists;
 
-/// Splits the indices of `labels` into (kept, held out), both ascending: `per_class` images of each of `classes` classes are
-/// held out, chosen by `seed` alone.
-pub fn holdout(labels: &[u32], classes: usize, per_class: usize, seed: u64) -> Result<(Vec<u32>, Vec<u32>), DataError> {
-    let mut members = vec![Vec::new(); classes];
-    for (index, &label) in labels.iter().enumerate() {
-        members[label as usize].push(index as u32);
-    }
+/// Splits the indices of `dataset` into (kept, held out), both ascending: `per_class` images of each class are held out,
+/// chosen by `seed` alone.
+pub fn holdout(dataset: &dyn Dataset, per_class: usize, seed: u64) -> Result<(Vec<u32>, Vec<u32>), DataError> {
+    let lists = ClassLists::of(dataset);
     let (mut kept, mut held) = (Vec::new(), Vec::new());
-    for (class, mut list) in members.into_iter().enumerate() {
+    for class in 0..lists.classes() as u32 {
+        let mut list = lists.class(class).to_vec();
         if list.len() <= per_class {
             return Err(DataError::Setting(format!(
                 "cannot set {per_class} images of class {class} apart: it has {}; lower the number",
                 list.len()
             )));
         }
-        EpochKey { seed, stage: 0, epoch: 0 }.stream(Purpose::HOLDOUT, class as u32, 0).shuffle(&mut list);
+        EpochKey { seed, stage: 0, epoch: 0 }.stream(Purpose::HOLDOUT, class, 0).shuffle(&mut list);
         kept.extend(list.drain(per_class..));
         held.append(&mut list);
     }
@@ -31,7 +30,7 @@ pub fn holdout(labels: &[u32], classes: usize, per_class: usize, seed: u64) -> R
 /// Some images of a set, renumbered from 0.
 pub struct Subset {
     inner: Box<dyn Dataset>,
-    name: String,
+    meta: Meta,
     index: Vec<u32>,
 }
 
@@ -41,34 +40,18 @@ impl Subset {
         match index.iter().find(|&&i| i as usize >= inner.len()) {
             Some(i) => Err(DataError::Setting(format!("index {i} of a set of {} images", inner.len()))),
             None if index.is_empty() => Err(DataError::Setting(format!("{name} would have no images"))),
-            None => Ok(Subset { inner, name, index }),
+            None => {
+                let labels = index.iter().map(|&i| inner.label(i as usize)).collect();
+                let meta = Meta { name, labels, ..inner.meta().clone() };
+                Ok(Subset { inner, meta, index })
+            }
         }
     }
 }
 
 impl Dataset for Subset {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn len(&self) -> usize {
-        self.index.len()
-    }
-
-    fn classes(&self) -> &[String] {
-        self.inner.classes()
-    }
-
-    fn label(&self, index: usize) -> u32 {
-        self.inner.label(self.index[index] as usize)
-    }
-
-    fn channels(&self) -> usize {
-        self.inner.channels()
-    }
-
-    fn size(&self) -> Option<[usize; 2]> {
-        self.inner.size()
+    fn meta(&self) -> &Meta {
+        &self.meta
     }
 
     fn read(&self, index: usize, image: &mut RawImage) -> Result<(), DataError> {

@@ -100,12 +100,18 @@ fn normal_gamma_beta_have_their_moments() {
     assert!(mean.abs() < 0.016 && (variance - 1.0).abs() < 0.03, "{mean} {variance}");
     for shape in [0.2, 1.0, 2.5] {
         let (mean, variance) = moments(100_000, || s.gamma(shape));
-        assert!((mean - shape).abs() < 0.03 && (variance / shape - 1.0).abs() < 0.1, "gamma {shape}: {mean} {variance}");
+        assert!(
+            (mean - shape).abs() < 0.03 && (variance / shape - 1.0).abs() < 0.1,
+            "gamma {shape}: {mean} {variance}"
+        );
     }
     for (a, b) in [(0.2, 0.2), (1.0, 1.0), (2.0, 5.0)] {
         let expected = a * b / ((a + b) * (a + b) * (a + b + 1.0));
         let (mean, variance) = moments(100_000, || s.beta(a, b));
-        assert!((mean - a / (a + b)).abs() < 0.01 && (variance / expected - 1.0).abs() < 0.05, "beta {a} {b}: {mean} {variance}");
+        assert!(
+            (mean - a / (a + b)).abs() < 0.01 && (variance / expected - 1.0).abs() < 0.05,
+            "beta {a} {b}: {mean} {variance}"
+        );
     }
     // Both gammas underflow: the limit, a fair coin.
     let (mean, variance) = moments(20_000, || s.beta(1e-5, 1e-5));

@@ -6,6 +6,7 @@ use crate::check;
 use graph::{Losses, Method, Setting, Spec, Step};
 use serde::{Deserialize, Serialize};
 
+/// Settings of cross-entropy.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ce {

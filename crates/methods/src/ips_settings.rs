@@ -3,6 +3,7 @@
 use graph::{PairRule, Setting};
 use serde::{Deserialize, Serialize};
 
+/// Settings of intra-class patch swap.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ips {
@@ -37,6 +38,7 @@ pub struct Ips {
     pub alpha_rampup_epochs: f64,
 }
 
+/// How the partner of an anchor is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pair {
@@ -58,6 +60,7 @@ impl Pair {
     }
 }
 
+/// How many cells of a pair are exchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(untagged, expecting = "expected a number of cells or \"uniform\"")]
 pub enum CellCount {
@@ -65,26 +68,35 @@ pub enum CellCount {
     Spread(Spread),
 }
 
+/// A number of cells that is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Spread {
+    /// Between 1 and all but one, each equally likely.
     Uniform,
 }
 
+/// Rows that share batch-norm statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BnGroups {
+    /// All rows.
     Joint,
+    /// Each run of n rows by itself.
     Split,
 }
 
+/// What becomes of the cross-entropies of the runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CeReduce {
+    /// Their mean.
     Mean,
+    /// Their sum.
     Sum,
 }
 
+/// Direction of the distillation within a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {

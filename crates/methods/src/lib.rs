@@ -49,6 +49,7 @@ impl MethodSpec {
         }
     }
 
+    /// The method. Whether its settings fit a run is for its `spec` to say.
     pub fn build(self) -> Box<dyn Method> {
         match self {
             MethodSpec::Ce(ce) => Box::new(ce),

@@ -3,7 +3,9 @@
 #[path = "support/wave.rs"]
 mod wave;
 
-use graph::{BatchInput, BnMode, Builder, Graph, Init, Net, Op, Precision, Rows, Source, StateKind, Value};
+use graph::{
+    BatchInput, BnMode, Builder, Graph, Init, Net, Op, PoolArgs, Precision, Rows, Source, StateKind, Unary, Value,
+};
 use nets::{EntryValue, NetError, NetworkSpec, WrnBn, state_dict};
 use tensor::{Dtype, Shape};
 
@@ -16,16 +18,18 @@ struct Built {
     tap_ops: Vec<Op>,
 }
 
+/// One image, or one in each group of the batch norms.
 fn build(spec: &NetworkSpec, classes: usize, image: [usize; 3], bn: BnMode) -> Built {
-    let mut graph = Graph::new(Precision::F32, [1, 0]);
+    let n = if let BnMode::Train { groups } = bn { groups } else { 1 };
+    let mut graph = Graph::new(Precision::F32, [n, 0]);
     let [h, w, c] = image;
-    let (shape, source) = (Shape::new(&[1, h, w, c]), Source::Batch(0));
+    let (shape, source) = (Shape::new(&[n, h, w, c]), Source::Batch(0));
     let value = graph.add_value(Value { shape, dtype: Dtype::F32, rows: Rows([1, 0]), source });
     graph.batch.push(BatchInput { name: "image".into(), value });
     let builder = Builder::new(graph);
     let network = spec.build(classes).unwrap();
     let taps = network.build(&Net::new(&builder, "student", bn), builder.expr(value));
-    assert_eq!(taps.logits.shape(), Shape::new(&[1, classes]));
+    assert_eq!(taps.logits.shape(), Shape::new(&[n, classes]));
     let tap_ops = taps.stages.iter().map(|t| builder.graph().producer(t.id()).unwrap().op.clone()).collect();
     let taps = taps.stages.iter().chain([&taps.pooled]).map(|t| t.shape()).collect();
     let graph = builder.finish();
@@ -180,6 +184,11 @@ fn wrn_moves_three_batch_norms_twice() {
         assert_eq!(moves, if twice.contains(&name) { 2 } else { 1 }, "{name}");
     }
     assert!(moves(&spec, BnMode::Eval).iter().all(|(_, moves)| *moves == 0));
+    let split = moves(&spec, BnMode::Train { groups: 2 });
+    assert!(
+        split.iter().all(|(name, moves)| *moves == if twice.contains(name) { 4 } else { 2 }),
+        "each group moves them"
+    );
     spec.wrn_bn = Some(WrnBn::Once);
     assert_eq!(moves(&spec, BnMode::Train { groups: 1 }).len(), 13);
     assert!(moves(&spec, BnMode::Train { groups: 1 }).iter().all(|(_, moves)| *moves == 1));
@@ -247,6 +256,21 @@ fn taps_have_the_published_shapes() {
             name.starts_with("wrn") || tap_ops.iter().all(|op| matches!(op, Op::Unary(_))),
             "{name}: after the ReLU"
         );
+    }
+}
+
+#[test]
+fn activations_and_pools() {
+    for name in NetworkSpec::names() {
+        let graph = train(name, 10, 64).graph;
+        // Each batch norm has its ReLU, at once or behind the sum, but for those of projections.
+        let projections = graph.states.iter().filter(|s| s.name.ends_with(".1.running_mean")).count();
+        let relus = count(&graph, |op| *op == Op::Unary(Unary::Relu));
+        assert_eq!(relus, graph.bn_uses.len() - projections, "{name}");
+        let pool = PoolArgs { kernel: 3, stride: 2, pad: 1 };
+        let imagenet = NetworkSpec::new(name).facts().unwrap().side == 224;
+        assert_eq!(count(&graph, |op| *op == Op::MaxPool(pool)), usize::from(imagenet), "{name}");
+        assert_eq!(count(&graph, |op| *op == Op::GlobalAvgPool), 1, "{name}");
     }
 }
 

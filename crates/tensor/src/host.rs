@@ -50,10 +50,12 @@ impl HostTensor {
         }
     }
 
+    /// Element type.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
 
+    /// Dimensions.
     pub fn shape(&self) -> Shape {
         self.shape
     }

@@ -59,6 +59,7 @@ impl SafeFile {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Free-form text beside the tensors.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }

@@ -51,3 +51,25 @@ impl From<Exit> for std::process::ExitCode {
         exit.code().into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Exit;
+
+    #[test]
+    fn requeue_is_right_for_what_may_go_better_next_time() {
+        let again = [69, 75, 76, 77];
+        for exit in [
+            Exit::Usage,
+            Exit::BadData,
+            Exit::Unreachable,
+            Exit::Preempted,
+            Exit::PeerLost,
+            Exit::Hang,
+            Exit::Preflight,
+            Exit::Divergence,
+        ] {
+            assert_eq!(exit.requeue(), again.contains(&exit.code()), "{exit:?}");
+        }
+    }
+}

@@ -1,1 +1,36 @@
-//! TODO
+//! From a recipe to a result: the loop, evaluation, checkpoints, logs.
+//!
+//! Invariant: only this crate knows epochs. It runs lists of phases and names no method and no network.
+
+pub mod checkpoint;
+pub mod disk;
+pub mod disk_sim;
+pub mod engine;
+mod error;
+mod evaluate;
+mod exit;
+mod feed;
+mod init;
+mod inputs;
+mod journal;
+pub mod manifest;
+pub mod metrics;
+pub mod progress;
+pub mod recipe;
+pub mod recipe_parse;
+pub mod schedule;
+mod session;
+pub mod signals;
+mod snapshot;
+pub mod step;
+pub mod tensorboard;
+mod trainer;
+mod tree;
+mod weights;
+
+pub use error::TrainError;
+pub use evaluate::Evaluation;
+pub use exit::Exit;
+pub use journal::Verbosity;
+pub use session::{Outcome, Resume, RunOptions, Session};
+pub use trainer::Score;

@@ -200,3 +200,105 @@ pub fn cut(path: &Path, step: u64) -> io::Result<usize> {
     fs::rename(&new_path, path)?;
     Ok(removed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn fields(value: Value) -> Map<String, Value> {
+        value.as_object().unwrap().clone()
+    }
+
+    /// The lines without `t`, which is a wall clock.
+    fn lines(path: &Path) -> Vec<Value> {
+        let text = fs::read_to_string(path).unwrap();
+        let line = |l: &str| {
+            let mut value: Value = serde_json::from_str(l).unwrap();
+            assert!(value.as_object_mut().unwrap().remove("t").unwrap().as_f64().unwrap() > 1.7e9);
+            value
+        };
+        text.lines().map(line).collect()
+    }
+
+    fn run(path: &Path, steps: std::ops::RangeInclusive<u64>) {
+        let log = MetricsLog::append_to(path);
+        for step in steps {
+            log.write(step, Kind::Step, &fields(json!({ "loss": 1.0 / step as f64, "lr": 0.1 })));
+            if step % 3 == 0 {
+                log.write(step, Kind::Eval, &fields(json!({ "top1": step })));
+                log.write(step, Kind::Save, &Map::new());
+            }
+        }
+        assert!(log.sink.sync());
+        assert_eq!((log.sink.dropped(), log.sink.take_warning()), (0, None));
+    }
+
+    #[test]
+    fn a_resumed_log_equals_an_uninterrupted_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, resumed) = (dir.path().join("a/metrics.jsonl"), dir.path().join("b/metrics.jsonl"));
+        run(&whole, 1..=10);
+        assert_eq!(lines(&whole)[0], json!({ "v": 1, "step": 1, "kind": "step", "loss": 1.0, "lr": 0.1 }));
+        // Killed at step 8 in the middle of a line; the checkpoint is of step 6.
+        assert_eq!(cut(&resumed, 6).unwrap(), 0, "no file yet");
+        run(&resumed, 1..=8);
+        OpenOptions::new().append(true).open(&resumed).unwrap().write_all(b"{\"v\":1,\"t\":17").unwrap();
+        assert_eq!(cut(&resumed, 6).unwrap(), 3);
+        run(&resumed, 7..=10);
+        assert_eq!(lines(&resumed), lines(&whole));
+        assert_eq!(fs::read_dir(dir.path().join("b")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn keys_are_escaped_and_nan_is_null() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.jsonl");
+        let log = MetricsLog::append_to(&path);
+        log.write(1, Kind::Event, &fields(json!({ "a \"b\"": "x\ny", "loss": f64::NAN })));
+        drop(log);
+        assert_eq!(lines(&path), [json!({ "v": 1, "step": 1, "kind": "event", "a \"b\"": "x\ny", "loss": null })]);
+    }
+
+    #[test]
+    fn a_full_disk_costs_lines_and_one_warning() {
+        let log = MetricsLog::append_to(Path::new("/dev/full"));
+        (0..10).for_each(|step| log.write(step, Kind::Step, &Map::new()));
+        log.sink.sync();
+        assert_eq!(log.sink.dropped(), 10);
+        let warning = log.sink.take_warning().unwrap();
+        assert!(warning.starts_with("/dev/full: No space left on device"), "{warning}");
+        assert_eq!(log.sink.take_warning(), None);
+        // A place where no file can be.
+        let log = MetricsLog::append_to(Path::new("/dev/null/metrics.jsonl"));
+        log.write(1, Kind::Step, &Map::new());
+        assert!(!log.sink.sync());
+        assert_eq!(log.sink.dropped(), 1);
+    }
+
+    #[test]
+    fn a_disk_that_never_answers_fills_the_queue_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        // Nobody reads this pipe, so the writer waits in `open` until the end of the test.
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let log = MetricsLog::append_to(&path);
+        (0..5000).for_each(|step| log.write(step, Kind::Step, &Map::new()));
+        assert_eq!(log.sink.dropped(), 5000 - QUEUE_LENGTH as u64);
+        assert!(log.sink.take_warning().unwrap().contains("the disk does not keep up"));
+    }
+
+    #[test]
+    fn a_moved_log_is_opened_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, moved) = (dir.path().join("0.jsonl"), dir.path().join("0.jsonl.1"));
+        let log = MetricsLog::append_to(&path);
+        log.write(1, Kind::Step, &Map::new());
+        assert!(log.sink.sync());
+        fs::rename(&path, &moved).unwrap();
+        log.sink.reopen();
+        log.write(2, Kind::Step, &Map::new());
+        assert!(log.sink.sync());
+        assert_eq!((lines(&moved)[0]["step"].clone(), lines(&path)[0]["step"].clone()), (json!(1), json!(2)));
+    }
+}

@@ -57,7 +57,7 @@ pub fn format(s: &Status) -> String {
 fn short(x: f32) -> String {
     match x.abs() {
         0.0 => "0".into(),
-        a if a < 1e-3 || a >= 1e5 => format!("{x:.2e}"),
+        a if !(1e-3..1e5).contains(&a) => format!("{x:.2e}"),
         a if a < 1.0 => format!("{x:.4}").trim_end_matches('0').into(),
         a if a < 1000.0 => format!("{x:.3}"),
         _ => format!("{x:.0}"),
@@ -144,5 +144,85 @@ impl<W: Write> Progress<W> {
         if std::mem::take(&mut self.drawn) {
             let _ = writeln!(self.out);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> Status {
+        Status {
+            epoch: 12,
+            epochs: 100,
+            step: 620,
+            steps: 1251,
+            loss: 2.9126,
+            terms: vec![("ce".into(), 2.41), ("kd".into(), 0.5026)],
+            lr: 0.385,
+            top1: Some(58.1),
+            images_per_s: 51_240.4,
+            world_size: 8,
+            data_wait: 0.0042,
+            eta: Some(Duration::from_secs(3840)),
+        }
+    }
+
+    #[test]
+    fn the_line() {
+        let line = "ep 12/100 it 620/1251 loss 2.913 (ce 2.410 kd 0.5026) lr 0.385 top1 58.10 51,240 img/s (6,405/rank) data 0.4% eta 1:04:00";
+        assert_eq!(format(&status()), line);
+        let early =
+            Status { top1: None, eta: None, terms: vec![], world_size: 1, loss: f32::NAN, lr: 1e-5, ..status() };
+        assert_eq!(format(&early), "ep 12/100 it 620/1251 loss NaN lr 1.00e-5 51,240 img/s data 0.4%");
+    }
+
+    #[test]
+    fn numbers() {
+        assert_eq!(
+            [0.0, 0.5, 0.1234, 12.3456, 1234.5, 2e6, -3.0].map(short),
+            ["0", "0.5", "0.1234", "12.346", "1234", "2.00e6", "-3.000"]
+        );
+        assert_eq!([0.0, 999.0, 1000.0, 1_234_567.0].map(thousands), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(
+            [5, 65, 3600, 360_061].map(|s| clock(Duration::from_secs(s))),
+            ["0:05", "1:05", "1:00:00", "100:01:01"]
+        );
+    }
+
+    /// What is shown by updates at these milliseconds.
+    fn shown(style: Style, at_ms: &[u64]) -> String {
+        let mut progress = Progress::new(Vec::new(), style);
+        let start = Instant::now();
+        at_ms.iter().for_each(|&ms| progress.update(&status(), start + Duration::from_millis(ms)));
+        progress.message("saved");
+        progress.finish();
+        String::from_utf8(progress.out).unwrap()
+    }
+
+    #[test]
+    fn a_terminal_is_redrawn_and_a_file_gets_lines() {
+        let live = shown(Style::Live, &[0, 50, 99, 100, 150]);
+        assert_eq!((live.matches('\r').count(), live.matches('\n').count()), (3, 1), "{live:?}");
+        assert!(live.ends_with("\r\x1b[Ksaved\n"));
+        let lines = shown(Style::Lines, &[0, 100, 9_999, 10_000, 15_000]);
+        assert_eq!((lines.matches('\r').count(), lines.lines().count()), (0, 3), "{lines:?}");
+    }
+
+    #[test]
+    fn a_closed_output_is_no_error() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        }
+        let mut progress = Progress::new(Closed, Style::Lines);
+        progress.update(&status(), Instant::now());
+        progress.message("x");
+        progress.finish();
     }
 }

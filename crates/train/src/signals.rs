@@ -76,6 +76,8 @@ impl Signals {
 
     /// After a verdict: no further TERM or INT ends the process, which is about to leave with the verdict's code.
     pub fn ignore_stops(&self) {
-        self.enders.iter().for_each(|&id| drop(low_level::unregister(id)));
+        for &id in &self.enders {
+            low_level::unregister(id);
+        }
     }
 }

@@ -6,52 +6,44 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use data::{
-    Augment, BatchSpec, ClassLists, DataError, Dataset, Epoch, EpochKey, Holdout, OnBad, RawImage, Sampler, Source, SourceSpec, Split,
+    Augment, BatchSpec, ClassLists, DataError, Dataset, Epoch, EpochKey, Holdout, Meta, OnBad, RawImage, Sampler,
+    Source, SourceSpec, Split,
 };
 
 /// Images whose pixels follow from their index; some are bad, sizes may vary.
-pub struct Memory {
-    pub labels: Vec<u32>,
-    pub classes: Vec<String>,
-    pub channels: usize,
-    pub size: [usize; 2],
-    pub grows: usize,
-    pub bad: BTreeMap<usize, &'static str>,
+pub(crate) struct Memory {
+    pub(crate) meta: Meta,
+    pub(crate) size: [usize; 2],
+    pub(crate) grows: usize,
+    pub(crate) bad: BTreeMap<usize, &'static str>,
 }
 
 impl Memory {
-    pub fn new(labels: &[u32], channels: usize, size: [usize; 2]) -> Memory {
+    pub(crate) fn new(labels: &[u32], channels: usize, size: [usize; 2]) -> Memory {
         let classes = labels.iter().max().map_or(1, |&c| c as usize + 1);
         let classes = (0..classes).map(|c| format!("class {c}")).collect();
-        Memory { labels: labels.to_vec(), classes, channels, size, grows: 0, bad: BTreeMap::new() }
+        let meta = Meta { name: "memory".into(), classes, channels, size: Some(size), labels: labels.to_vec() };
+        Memory { meta, size, grows: 0, bad: BTreeMap::new() }
     }
 
-    pub fn image(&self, index: usize) -> RawImage {
+    /// Sizes vary with the index, in `grows + 1` steps.
+    pub(crate) fn growing(labels: &[u32], channels: usize, size: [usize; 2], grows: usize) -> Memory {
+        let mut set = Memory { grows, ..Memory::new(labels, channels, size) };
+        set.meta.size = set.meta.size.filter(|_| grows == 0);
+        set
+    }
+
+    pub(crate) fn image(&self, index: usize) -> RawImage {
         let grow = index % (self.grows + 1);
-        let (height, width, channels) = (self.size[0] + grow, self.size[1] + 2 * grow, self.channels);
+        let (height, width, channels) = (self.size[0] + grow, self.size[1] + 2 * grow, self.meta.channels);
         let pixels = (0..height * width * channels).map(|i| (index * 31 + i * 7 + i * i / 5) as u8).collect();
         RawImage { height, width, channels, pixels }
     }
 }
 
 impl Dataset for Memory {
-    fn name(&self) -> &str {
-        "memory"
-    }
-    fn len(&self) -> usize {
-        self.labels.len()
-    }
-    fn classes(&self) -> &[String] {
-        &self.classes
-    }
-    fn label(&self, index: usize) -> u32 {
-        self.labels[index]
-    }
-    fn channels(&self) -> usize {
-        self.channels
-    }
-    fn size(&self) -> Option<[usize; 2]> {
-        (self.grows == 0).then_some(self.size)
+    fn meta(&self) -> &Meta {
+        &self.meta
     }
     fn read(&self, index: usize, image: &mut RawImage) -> Result<(), DataError> {
         if let Some(reason) = self.bad.get(&index) {
@@ -66,31 +58,31 @@ impl Dataset for Memory {
 }
 
 /// 3 classes of unequal size, in mixed order.
-pub fn labels() -> Vec<u32> {
+pub(crate) fn labels() -> Vec<u32> {
     (0..41).map(|i| if i == 17 { 2 } else { (i * 7 % 5 % 2) as u32 }).collect()
 }
 
-pub fn spec(augment: Augment) -> BatchSpec {
+pub(crate) fn spec(augment: Augment) -> BatchSpec {
     BatchSpec { augment, draws: Vec::new(), on_bad: OnBad::Fail, pad_units: 0 }
 }
 
-pub fn key(epoch: u32) -> EpochKey {
+pub(crate) fn key(epoch: u32) -> EpochKey {
     EpochKey { seed: 0x0123_4567_89ab_cdef, stage: 0, epoch }
 }
 
-pub fn epoch(dataset: &dyn Dataset, sampler: Sampler, number: u32) -> Epoch {
+pub(crate) fn epoch(dataset: &dyn Dataset, sampler: Sampler, number: u32) -> Epoch {
     Epoch::new(sampler, Arc::new(ClassLists::of(dataset)), key(number)).unwrap()
 }
 
-pub fn repository() -> PathBuf {
+pub(crate) fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-pub fn open(set: &str, folder: impl Into<PathBuf>, split: Split) -> Result<Source, DataError> {
+pub(crate) fn open(set: &str, folder: impl Into<PathBuf>, split: Split) -> Result<Source, DataError> {
     Source::open(&SourceSpec { set: set.into(), folder: folder.into(), split, holdout: Holdout::default() })
 }
 
 /// The message of the error that `result` must be.
-pub fn error<T>(result: Result<T, DataError>) -> String {
+pub(crate) fn error<T>(result: Result<T, DataError>) -> String {
     result.err().expect("an error was expected").to_string()
 }

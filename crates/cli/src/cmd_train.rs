@@ -1,0 +1,139 @@
+//! `retort train`.
+
+use crate::args::Edits;
+use crate::error::CliError;
+use crate::output::{Terminal, percent};
+use clap::{Args, ValueEnum};
+use serde_json::json;
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::str::FromStr;
+use train::{Exit, Outcome, Resume, RunOptions, Score, Session, Verbosity};
+
+const EXAMPLES: &str = "\
+Examples:
+  retort train configs/quickstart.toml
+  retort train recipe.toml --run runs/a --epochs 20 --set method.temperature=2
+  retort train recipe.toml --ranks 4 --reproducible --micro-batch 32
+  retort train recipe.toml --dry-run      all checks, the full recipe and the plan; no step
+
+A run folder that holds a good checkpoint is gone on with. INT or TERM save one and end with 75; a second one ends at once.";
+
+/// Train; goes on by itself if the run folder has a good checkpoint
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct TrainArgs {
+    /// The recipe, a TOML file
+    recipe: PathBuf,
+    /// Run folder [default: the recipe's output.folder, else runs/<recipe>]
+    #[arg(long, value_name = "DIR")]
+    run: Option<PathBuf>,
+    /// What computes
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    device: Device,
+    /// Ranks, as threads of this process
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    ranks: usize,
+    /// Threads of each rank [default: the cores, shared among the ranks]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    threads: Option<usize>,
+    /// auto, never, or the checkpoint folder to go on from
+    #[arg(long, value_name = "auto|never|DIR", default_value = "auto")]
+    resume: ResumeArg,
+    /// All checks, the full recipe and the plan, but no step
+    #[arg(long)]
+    dry_run: bool,
+    /// No progress line
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Also the full recipe, with what the file did not set
+    #[arg(short, long)]
+    verbose: bool,
+    /// The outcome as one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    edits: Edits,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Device {
+    Cpu,
+    Cuda,
+}
+
+#[derive(Clone, Debug)]
+struct ResumeArg(Resume);
+
+impl FromStr for ResumeArg {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<ResumeArg, Infallible> {
+        Ok(ResumeArg(match text {
+            "auto" => Resume::Auto,
+            "never" => Resume::Never,
+            folder => Resume::From(folder.into()),
+        }))
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n >= 1).ok_or_else(|| "expected a whole number of at least 1".to_string())
+}
+
+pub(crate) fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Exit, CliError> {
+    if args.device == Device::Cuda {
+        let what = "--device cuda is not there yet; the CPU works: --device cpu, the default";
+        return Err(CliError::Unavailable(what.to_string()));
+    }
+    let loaded = args.edits.load(&args.recipe)?;
+    loaded.check_ranks(args.ranks)?;
+    loaded.check_files()?;
+    if args.verbose {
+        terminal.note(loaded.annotated());
+    }
+    let options = RunOptions {
+        run_dir: args.run.clone(),
+        ranks: args.ranks,
+        threads: args.threads.unwrap_or(0),
+        resume: args.resume.0.clone(),
+        verbosity: if args.quiet { Verbosity::Quiet } else { Verbosity::Normal },
+    };
+    let session = Session::open(loaded, options)?;
+    if args.dry_run {
+        terminal.print(session.dry_run()?)?;
+        return Ok(Exit::Done);
+    }
+    let outcome = session.train()?;
+    terminal.print(if args.json { as_json(&outcome) } else { in_words(&outcome) })?;
+    Ok(outcome.exit)
+}
+
+fn in_words(outcome: &Outcome) -> String {
+    let score = |name: &str, score: Option<Score>| {
+        score.map_or(String::new(), |s| format!("{name} top1 {} (epoch {}), ", percent(s.top1), s.epoch + 1))
+    };
+    let how = match outcome.exit {
+        Exit::Done if outcome.degraded => "done, but something could not be written; see stderr",
+        Exit::Done => "done",
+        Exit::Preempted => "stopped with a good checkpoint; run the same command to go on",
+        _ => "ended early",
+    };
+    let (last, best) = (score("last", outcome.last), score("best", outcome.best));
+    let (steps, seconds, folder) = (outcome.steps, outcome.seconds, outcome.run_dir.display());
+    format!("{how}: {last}{best}{steps} steps in {seconds:.1} s, {folder}")
+}
+
+fn as_json(outcome: &Outcome) -> String {
+    let score = |s: Option<Score>| s.map(|s| json!({"epoch": s.epoch, "top1": s.top1, "top5": s.top5, "loss": s.loss}));
+    json!({
+        "exit": outcome.exit.code(),
+        "steps": outcome.steps,
+        "last": score(outcome.last),
+        "best": score(outcome.best),
+        "seconds": outcome.seconds,
+        "degraded": outcome.degraded,
+        "run": outcome.run_dir,
+    })
+    .to_string()
+}

@@ -1,0 +1,208 @@
+//! The command line as users meet it: exit codes, what is on stdout and stderr, and where errors point.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+const RECIPE: &str = r#"[data]
+set = "fashion"
+folder = "images"
+[network]
+name = "resnet8"
+[method]
+name = "ips"
+[train]
+epochs = 1
+global_batch = 10
+[optimizer]
+name = "sgd"
+lr = 0.05
+momentum = 0.9
+"#;
+
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn command(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_retort"));
+    command.args(args).current_dir(folder).env_remove("RETORT_DATA").env_remove("NO_COLOR").stdin(Stdio::null());
+    command
+}
+
+fn retort_in(folder: &Path, args: &[&str]) -> Ran {
+    let done = command(folder, args).output().expect("retort starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text is UTF-8");
+    Ran { code: done.status.code().expect("an exit code"), out: text(done.stdout), err: text(done.stderr) }
+}
+
+fn retort(args: &[&str]) -> Ran {
+    retort_in(Path::new("."), args)
+}
+
+/// A folder with `recipe.toml`.
+fn with_recipe(text: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("recipe.toml"), text).unwrap();
+    folder
+}
+
+/// Fashion-MNIST's files with a few images: grey levels by class.
+fn small_fashion(folder: &Path, images: u32) -> PathBuf {
+    let folder = folder.join("images");
+    std::fs::create_dir_all(&folder).unwrap();
+    for prefix in ["train", "t10k"] {
+        let mut pixels = vec![0, 0, 8, 3];
+        pixels.extend([images, 28, 28].map(u32::to_be_bytes).concat());
+        pixels.extend((0..images * 28 * 28).map(|i| (i / (28 * 28) % 10 * 20) as u8 + (i * 7 % 31) as u8));
+        let mut labels = vec![0, 0, 8, 1];
+        labels.extend(images.to_be_bytes());
+        labels.extend((0..images).map(|i| (i % 10) as u8));
+        std::fs::write(folder.join(format!("{prefix}-images-idx3-ubyte")), pixels).unwrap();
+        std::fs::write(folder.join(format!("{prefix}-labels-idx1-ubyte")), labels).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn help_and_version_are_results() {
+    let help = retort(&["--help"]);
+    assert_eq!((help.code, help.err.as_str()), (0, ""));
+    for command in ["train", "eval", "plan", "pack", "import", "export", "predict"] {
+        assert!(help.out.contains(&format!("\n  {command} ")), "{command} is not in {}", help.out);
+        let own = retort(&[command, "--help"]);
+        assert_eq!(own.code, 0, "{command}: {}", own.err);
+        assert!(own.out.contains(&format!("retort {command} ")), "{command} has no example: {}", own.out);
+    }
+    let version = retort(&["--version"]);
+    assert_eq!((version.code, version.out.as_str()), (0, concat!("retort ", env!("CARGO_PKG_VERSION"), "\n")));
+}
+
+#[test]
+fn usage_errors_end_with_64_and_name_the_nearest_flag() {
+    let cases: [(&[&str], &str); 7] = [
+        (&["train", "r.toml", "--epoch", "3"], "'--epochs'"),
+        (&["trian", "r.toml"], "'train'"),
+        (&["train", "r.toml", "--ranks", "0"], "at least 1"),
+        (&["train", "r.toml", "--device", "gpu"], "cpu, cuda"),
+        (&["predict", "a.png"], "--run"),
+        (&["eval", "x", "--split", "tset"], "expected train, val or test"),
+        (&[], "Usage"),
+    ];
+    for (args, expected) in cases {
+        let ran = retort(args);
+        assert_eq!(ran.code, 64, "{args:?}: {}", ran.err);
+        assert!(ran.out.is_empty() && ran.err.contains(expected), "{args:?}: {}", ran.err);
+    }
+}
+
+#[test]
+fn a_misspelt_key_is_drawn_with_its_line_and_the_nearest_name() {
+    let folder = with_recipe(&RECIPE.replace("momentum", "momentun"));
+    let ran = retort_in(folder.path(), &["train", "recipe.toml"]);
+    assert_eq!((ran.code, ran.out.as_str()), (64, ""));
+    for part in ["unknown field `momentun`", "[recipe.toml:14:1]", "14 │ momentun = 0.9", "did you mean `momentum`?"]
+    {
+        assert!(ran.err.contains(part), "no {part} in {}", ran.err);
+    }
+    assert!(!ran.err.contains('\x1b'), "colour where there is no terminal: {}", ran.err);
+    let colored = retort_in(folder.path(), &["train", "recipe.toml", "--color", "always"]);
+    assert!(colored.err.contains('\x1b'));
+}
+
+#[test]
+fn wrong_edits_are_shown_as_they_were_given() {
+    let folder = with_recipe(RECIPE);
+    let cases: [(&[&str], &[&str]); 5] = [
+        (&["--set", "optimizer.momentun=1"], &["command line:1:7", "--set optimizer.momentun=1", "`momentum`"]),
+        (&["--set", "method.alfa=1"], &["unknown field `alfa`", "--set method.alfa=1", "did you mean `alpha`?"]),
+        (&["--set", "epochs"], &["there is no `=`"]),
+        (&["--epochs", "many"], &["--set train.epochs=many", "expected a whole number"]),
+        (&["--lr", "-1"], &["optimizer.lr: expected a finite number above 0, got -1"]),
+    ];
+    for (args, parts) in cases {
+        let ran = retort_in(folder.path(), &[&["train", "recipe.toml"], args].concat());
+        assert_eq!(ran.code, 64, "{args:?}: {}", ran.err);
+        for part in parts {
+            assert!(ran.err.contains(part), "{args:?}: no {part} in {}", ran.err);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_run_is_said_before_anything_runs() {
+    let folder = with_recipe(RECIPE);
+    let ran = retort_in(folder.path(), &["train", "recipe.toml"]);
+    assert_eq!(ran.code, 64);
+    assert!(
+        ran.err.contains("data.folder: there is nothing at") && ran.err.contains("[recipe.toml:3:10]"),
+        "{}",
+        ran.err
+    );
+    let ran = retort_in(folder.path(), &["train", "recipe.toml", "--ranks", "4"]);
+    assert!(ran.err.contains("global_batch 10 is not divisible by world_size 4"), "{}", ran.err);
+    assert!(ran.err.contains("use 8 or 12"), "{}", ran.err);
+    let ran = retort_in(folder.path(), &["train", "recipe.toml", "--device", "cuda"]);
+    assert_eq!((ran.code, ran.err.lines().count()), (78, 1), "{}", ran.err);
+    assert!(ran.err.contains("--device cpu"), "{}", ran.err);
+    let ran = retort_in(folder.path(), &["train", "no.toml"]);
+    assert_eq!(ran.code, 64);
+    assert!(ran.err.contains("no.toml: cannot read the recipe"), "{}", ran.err);
+    assert!(std::fs::read_dir(folder.path()).unwrap().count() == 1, "nothing was written");
+}
+
+#[test]
+fn pickles_are_never_opened() {
+    let folder = with_recipe(RECIPE);
+    // A folder in the place of the file: opening it would be another error.
+    std::fs::create_dir(folder.path().join("net.pth")).unwrap();
+    let cases: [&[&str]; 5] = [
+        &["import", "--from", "net.pth", "--net", "resnet8", "--to", "x.safetensors"],
+        &["eval", "recipe.toml", "--weights", "net.pth"],
+        &["predict", "--weights", "net.pth", "a.png"],
+        &["train", "recipe.toml", "--init-weights", "net.pth"],
+        &["train", "recipe.toml", "--set", "train.init_weights=net.PT"],
+    ];
+    for args in cases {
+        let ran = retort_in(folder.path(), args);
+        assert_eq!(ran.code, 64, "{args:?}: {}", ran.err);
+        assert!(ran.err.contains("pickle is never opened; see `retort import --help`"), "{args:?}: {}", ran.err);
+    }
+    let help = retort(&["import", "--help"]).out;
+    assert!(help.contains("torch.load(\"net.pth\"") && help.contains("save_file("), "{help}");
+}
+
+#[test]
+fn pack_writes_a_set_and_says_how_much() {
+    let folder = tempfile::tempdir().unwrap();
+    small_fashion(folder.path(), 30);
+    let args = ["pack", "--set", "fashion", "--from", "images", "--split", "test", "--to", "test.pack"];
+    let ran = retort_in(folder.path(), &args);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.out.starts_with("test.pack: 30 images, ") && ran.out.ends_with(", 0 left out\n"), "{}", ran.out);
+    let again = ["pack", "--set", "packed", "--from", ".", "--split", "test", "--to", "raw.pack", "--codec", "raw"];
+    let ran = retort_in(folder.path(), &again);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let bytes = std::fs::metadata(folder.path().join("raw.pack")).unwrap().len();
+    assert!(bytes > 30 * 28 * 28 && ran.out.contains(&format!("{bytes} bytes")), "{bytes}: {}", ran.out);
+    std::fs::write(folder.path().join("test.pack"), b"no").unwrap();
+    let ran = retort_in(folder.path(), &again);
+    assert_eq!(ran.code, 65, "{}", ran.err);
+    assert!(ran.err.starts_with("retort: ") && ran.err.contains("test.pack"), "{}", ran.err);
+    let ran = retort_in(folder.path(), &["pack", "--set", "fashoin", "--from", "images", "--to", "x.pack"]);
+    assert_eq!(ran.code, 64, "{}", ran.err);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let folder = tempfile::tempdir().unwrap();
+    small_fashion(folder.path(), 10);
+    for args in [&["pack", "--set", "fashion", "--from", "images", "--to", "a.pack"][..], &["train", "--help"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let done = command(folder.path(), args).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!((done.status.code(), String::from_utf8_lossy(&done.stderr).into_owned()), (Some(0), String::new()));
+    }
+}

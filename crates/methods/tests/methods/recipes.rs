@@ -1,0 +1,140 @@
+//! The `[method]` section: defaults, spans of errors, ranges, and the resolved form.
+
+use crate::evaluate::setting;
+use methods::*;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Recipe {
+    method: MethodSpec,
+}
+
+fn parse(section: &str) -> Result<MethodSpec, toml::de::Error> {
+    toml::from_str::<Recipe>(&format!("[method]\n{section}")).map(|r| r.method)
+}
+
+/// The part of the recipe that the error points at, and its message.
+fn refused(section: &str) -> (String, String) {
+    let error = parse(section).unwrap_err();
+    let text = format!("[method]\n{section}");
+    (text[error.span().expect("a place in the file")].to_string(), error.message().to_string())
+}
+
+#[test]
+fn every_setting_may_be_omitted() {
+    assert_eq!(parse("name = \"ce\"").unwrap(), MethodSpec::Ce(Ce::default()));
+    assert_eq!(parse("name = \"kd\"").unwrap(), MethodSpec::Kd(Kd::default()));
+    assert_eq!(parse("name = \"ips\"").unwrap(), MethodSpec::Ips(Ips::default()));
+    for name in MethodSpec::names() {
+        let spec = parse(&format!("name = \"{name}\"")).unwrap();
+        assert!(toml::to_string(&spec).unwrap().starts_with(&format!("name = \"{name}\"\n")));
+        spec.build().spec(&setting(10, [32, 32, 3])).unwrap();
+    }
+}
+
+#[test]
+fn every_setting_may_be_given() {
+    let text = "name = \"ips\"\npair = \"partition\"\ngate = 1\ncell_count = \"uniform\"\nm = 4\nfeed_originals = true\nbn_groups = \"split\"\n\
+                ce_reduce = \"sum\"\nkl = \"by_confidence\"\ntemperature = 2.5\nalpha = 0.5\nalpha_rampup_epochs = 20\n";
+    let expected = Ips {
+        pair: Pair::Partition,
+        gate: 1.0,
+        cell_prob: None,
+        cell_count: Some(CellCount::Spread(Spread::Uniform)),
+        m: Some(4),
+        feed_originals: true,
+        bn_groups: BnGroups::Split,
+        ce_reduce: CeReduce::Sum,
+        kl: Direction::ByConfidence,
+        temperature: 2.5,
+        alpha: 0.5,
+        alpha_rampup_epochs: 20.0,
+    };
+    assert_eq!(parse(text).unwrap(), MethodSpec::Ips(expected));
+    let MethodSpec::Ips(three) = parse("name = \"ips\"\ncell_count = 3").unwrap() else { panic!("ips") };
+    assert_eq!(three.cell_count, Some(CellCount::Exactly(3)));
+    let smoothed = parse("name = \"ce\"\nlabel_smoothing = 0.1\nsmoothing_over = \"all\"").unwrap();
+    assert_eq!(smoothed, MethodSpec::Ce(Ce { label_smoothing: 0.1, smoothing_over: SmoothingOver::All }));
+}
+
+#[test]
+fn errors_point_at_their_place() {
+    let (at, why) = refused("name = \"kd\"\ntemprature = 4.0");
+    assert_eq!(at, "temprature");
+    assert!(why.contains("unknown field `temprature`, expected one of `temperature`"), "{why}");
+    let (at, why) = refused("name = \"ips\"\ngate = 0.5\nkl = \"both\"");
+    assert_eq!(at, "\"both\"");
+    assert!(why.contains("unknown variant `both`, expected one of `two_way_sg`"), "{why}");
+    assert_eq!(refused("name = \"ips\"\nalpha = \"big\"").0, "\"big\"");
+    let (at, why) = refused("name = \"ips\"\ncell_count = -1");
+    assert_eq!((at.as_str(), why.contains("a number of cells or \"uniform\"")), ("-1", true), "{why}");
+    let (at, why) = refused("name = \"ipss\"");
+    assert_eq!(at, "\"ipss\"");
+    assert!(why.contains("expected one of `ce`, `kd`, `ips`"), "{why}");
+    assert!(refused("temperature = 4.0\nname = \"kd\"").1.contains("`name` comes first"));
+    assert!(refused("").1.contains("missing field `name`"));
+    assert!(refused("name = \"kd\"\nname = \"ce\"").1.contains("duplicate key"));
+}
+
+#[test]
+fn the_resolved_form_shows_all_and_reads_back() {
+    let run = setting(10, [28, 28, 1]);
+    let resolved = parse("name = \"ips\"").unwrap().resolved(&run);
+    let text = toml::to_string(&Recipe { method: resolved.clone() }).unwrap();
+    let keys: Vec<_> = text.lines().filter_map(|l| l.split_once(" = ")).map(|(key, _)| key).collect();
+    let all = [
+        "name",
+        "pair",
+        "gate",
+        "cell_prob",
+        "m",
+        "feed_originals",
+        "bn_groups",
+        "ce_reduce",
+        "kl",
+        "temperature",
+        "alpha",
+        "alpha_rampup_epochs",
+    ];
+    assert_eq!(keys, all);
+    assert!(text.contains("m = 7\n") && text.contains("cell_prob = 0.5\n"), "{text}");
+    assert_eq!(toml::from_str::<Recipe>(&text).unwrap().method, resolved);
+    // The same through a table that keeps no places.
+    assert_eq!(toml::Table::try_from(&resolved).unwrap().try_into::<MethodSpec>().unwrap(), resolved);
+    let counted = parse("name = \"ips\"\ncell_count = 2").unwrap().resolved(&run);
+    let MethodSpec::Ips(ips) = &counted else { panic!("ips") };
+    assert_eq!((ips.cell_prob, ips.cell_count), (None, Some(CellCount::Exactly(2))));
+    for name in ["ce", "kd"] {
+        let spec = parse(&format!("name = \"{name}\"")).unwrap();
+        assert_eq!(spec.clone().resolved(&run), spec);
+    }
+}
+
+#[test]
+fn settings_out_of_range_are_refused() {
+    let why = |section: &str| parse(section).unwrap().build().spec(&setting(10, [32, 32, 3])).unwrap_err();
+    for (section, parts) in [
+        ("name = \"ips\"\ngate = 1.5", ["method.gate", "0 to 1", "got 1.5"]),
+        ("name = \"ips\"\ngate = nan", ["method.gate", "0 to 1", "got NaN"]),
+        ("name = \"ips\"\ncell_prob = -0.1", ["method.cell_prob", "0 to 1", "got -0.1"]),
+        ("name = \"ips\"\ncell_prob = 0.5\ncell_count = 2", ["method.cell_prob", "exclude each other", "remove one"]),
+        ("name = \"ips\"\ncell_count = 17", ["method.cell_count", "at most the 16 cells", "got 17"]),
+        ("name = \"ips\"\ncell_count = \"uniform\"\nm = 32", ["needs 2 cells", "one cell of 32", "smaller m"]),
+        ("name = \"ips\"\nm = 33", ["method.m", "expected 1 to 32", "got 33"]),
+        ("name = \"ips\"\nm = 0", ["method.m", "expected 1 to 32", "got 0"]),
+        ("name = \"ips\"\ntemperature = 0", ["method.temperature", "above 0", "got 0"]),
+        ("name = \"ips\"\nalpha = -1", ["method.alpha", "at least 0", "got -1"]),
+        ("name = \"ips\"\nalpha_rampup_epochs = inf", ["method.alpha_rampup_epochs", "finite", "got inf"]),
+        ("name = \"kd\"\ntemperature = -4", ["method.temperature", "above 0", "got -4"]),
+        ("name = \"kd\"\nce_weight = nan", ["method.ce_weight", "at least 0", "got NaN"]),
+        ("name = \"kd\"\nkd_weight = -0.9", ["method.kd_weight", "at least 0", "got -0.9"]),
+        ("name = \"ce\"\nlabel_smoothing = 1", ["method.label_smoothing", "less than 1", "got 1"]),
+    ] {
+        let message = why(section);
+        assert!(parts.iter().all(|part| message.contains(part)), "{section}: {message}");
+    }
+    let one_class = Ce { label_smoothing: 0.1, ..Ce::default() };
+    let why = graph::Method::spec(&one_class, &setting(1, [32, 32, 3])).unwrap_err();
+    assert!(why.contains("2 classes, got 1"), "{why}");
+}

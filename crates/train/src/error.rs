@@ -1,0 +1,41 @@
+//! Everything that can end a run, each with what, where, expected, got and a remedy.
+
+use crate::checkpoint::CheckpointError;
+use std::path::PathBuf;
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Recipe(#[from] crate::recipe_parse::RecipeError),
+    /// Settings that only make sense, or not, together with the data, the network or the number of ranks.
+    #[error("{0}")]
+    Setting(String),
+    #[error(transparent)]
+    Data(#[from] data::DataError),
+    #[error("{bad} of {seen} samples could not be read, more than data.max_bad = {max}; the first: {first}")]
+    TooManyBad { bad: usize, seen: usize, max: f64, first: String },
+    #[error("{}: {reason}", path.display())]
+    Weights { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Tensor(#[from] tensor::TensorError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("the final checkpoint could not be written: {0}; the newest good one is {1}")]
+    FinalSave(String, String),
+    #[error(transparent)]
+    Comm(#[from] comm::CommError),
+    #[error(transparent)]
+    Cpu(#[from] cpu::CpuError),
+    #[error("a bug of this program: {0}")]
+    Plan(#[from] plan::PlanError),
+    #[error(
+        "step {step}: not finite, first at {path} ({op}); nothing of the step was kept. \
+         Lower optimizer.lr, set train.clip_norm, or train.on_nonfinite = \"skip\""
+    )]
+    NonFinite { step: u64, path: String, op: &'static str },
+    #[error("{action} {}: {source}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("rank {rank} panicked: {what}")]
+    Panic { rank: usize, what: String },
+}

@@ -1,0 +1,158 @@
+//! The data of a run: sets, their division into steps, and the batches of an epoch from any step on.
+
+use crate::engine::Micro;
+use crate::error::TrainError;
+use crate::inputs;
+use crate::recipe::Recipe;
+use data::{BatchSpec, ClassLists, Deal, Epoch, EpochKey, LastBatch, Loader, OnBad, Prefetch, Split, Stats};
+use graph::Spec;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// An open set and what normalises it.
+pub struct Set {
+    pub loader: Arc<Loader>,
+    pub lists: Arc<ClassLists>,
+    pub stats: Stats,
+}
+
+/// Opens a split of the recipe's set. `draws` and `augment` only matter to training.
+pub(crate) fn open_set(recipe: &Recipe, folder: &Path, split: Split, spec: BatchSpec) -> Result<Set, TrainError> {
+    let d = &recipe.data;
+    let holdout = data::Holdout { per_class: d.validation_per_class, seed: recipe.train.seed };
+    let source = data::Source::open(&data::SourceSpec { set: d.set.clone(), folder: folder.to_path_buf(), split, holdout })?;
+    let (mean, std) = (d.mean.clone().unwrap_or(source.stats.mean), d.std.clone().unwrap_or(source.stats.std));
+    let lists = Arc::new(ClassLists::of(source.dataset.as_ref()));
+    let loader = Arc::new(Loader::new(Arc::from(source.dataset), spec)?);
+    Ok(Set { loader, lists, stats: Stats { mean, std } })
+}
+
+/// Batches for training.
+pub(crate) fn train_spec(recipe: &Recipe, spec: &Spec) -> BatchSpec {
+    let (augment, draws) = (inputs::train_augment(recipe), inputs::draws(spec));
+    BatchSpec { augment, draws, on_bad: recipe.data.on_bad_sample, pad_units: 0 }
+}
+
+/// Batches for evaluation: one padded shape. A bad image counts as wrong.
+pub(crate) fn eval_spec(recipe: &Recipe) -> BatchSpec {
+    BatchSpec { augment: inputs::eval_augment(recipe), draws: vec![], on_bad: OnBad::Skip, pad_units: recipe.eval.batch }
+}
+
+/// A rank's place among others.
+#[derive(Clone, Copy, Debug)]
+pub struct Rank {
+    pub rank: usize,
+    pub world: usize,
+}
+
+/// Training batches, in the order of the run.
+pub struct Feed {
+    pub deal: Deal,
+    pub units: usize,
+    set: Arc<Set>,
+    spec: Spec,
+    seed: u64,
+    rank: Rank,
+    workers: usize,
+    /// The epoch being read, its number, and the batches of this rank.
+    epoch: Option<(usize, Arc<Epoch>, Prefetch)>,
+    /// The epoch before: the previous batch of its first step lies there.
+    last: Option<Arc<Epoch>>,
+}
+
+impl Feed {
+    pub(crate) fn new(recipe: &Recipe, spec: &Spec, set: Arc<Set>, rank: Rank) -> Result<Feed, TrainError> {
+        let t = &recipe.train;
+        let units = Epoch::new(inputs::sampler(spec), set.lists.clone(), EpochKey { seed: t.seed, stage: 0, epoch: 0 })?.units();
+        let last = if recipe.data.keep_last { LastBatch::Keep } else { LastBatch::Drop };
+        let micro = micro_batch(recipe, rank.world);
+        let deal = Deal::new(units, t.global_batch.min(units.next_multiple_of(micro)), micro, last)?;
+        let (seed, workers, spec) = (t.seed, recipe.data.workers, spec.clone());
+        Ok(Feed { deal, units, set, spec, seed, rank, workers, epoch: None, last: None })
+    }
+
+    /// Sizes of micro-batches that occur in the run, per role: the full one first.
+    pub(crate) fn sizes(&self, micro: usize) -> ([usize; 2], Vec<[usize; 2]>) {
+        let previous = usize::from(self.spec.previous);
+        let full = [micro, previous * micro];
+        let mut others = Vec::new();
+        let steps = self.deal.steps();
+        // Only the last step of an epoch, and the steps next to it, differ from the rest.
+        for (step, before) in [(0, None), (0, Some(steps - 1)), (steps - 1, steps.checked_sub(2).or(Some(0)))] {
+            others.extend(self.all_units(step, before));
+        }
+        others.extend(self.all_units(1.min(steps - 1), Some(0)));
+        others.retain(|u| *u != full);
+        others.sort();
+        others.dedup();
+        (full, others)
+    }
+
+    /// Units of each micro-batch of a step, per role; `before` is the previous step, in its own epoch.
+    pub(crate) fn all_units(&self, step: usize, before: Option<usize>) -> Vec<[usize; 2]> {
+        let micros = self.deal.deal(step, 0, 1);
+        let shares = before.filter(|_| self.spec.previous).map(|b| self.previous_shares(b, micros.len()));
+        let share = |i: usize| shares.as_ref().map_or(0, |s| s[i].1);
+        micros.iter().enumerate().map(|(i, m)| [m.units as usize, share(i)]).collect()
+    }
+
+    /// The previous step's units, dealt to the micro-batches of this one: first slot and count.
+    fn previous_shares(&self, before: usize, leaves: usize) -> Vec<(u32, usize)> {
+        let units = self.deal.step_units(before);
+        let first = self.deal.deal(before, 0, 1).first().map_or(0, |m| m.first_slot);
+        let each = units.div_ceil(leaves);
+        (0..leaves).map(|i| (first + (i * each).min(units) as u32, each.min(units.saturating_sub(i * each)))).collect()
+    }
+
+    /// Starts reading `epoch` at `step`.
+    pub(crate) fn seek(&mut self, epoch: usize, step: usize) -> Result<(), TrainError> {
+        let make = |epoch: usize| {
+            let key = EpochKey { seed: self.seed, stage: 0, epoch: epoch as u32 };
+            Epoch::new(inputs::sampler(&self.spec), self.set.lists.clone(), key).map(Arc::new)
+        };
+        self.last = if epoch > 0 { Some(make(epoch - 1)?) } else { None };
+        let order = make(epoch)?;
+        let micros = (step..self.deal.steps()).flat_map(|s| self.deal.deal(s, self.rank.rank, self.rank.world)).collect();
+        let prefetch = Prefetch::new(self.set.loader.clone(), order.clone(), micros, self.workers, 2)?;
+        self.epoch = Some((epoch, order, prefetch));
+        Ok(())
+    }
+
+    /// This rank's micro-batches of a step, the units of all, and what was bad.
+    pub(crate) fn step(&mut self, step: usize) -> Result<(Vec<Micro>, Vec<[usize; 2]>, Vec<data::BadSample>), TrainError> {
+        let own = self.deal.deal(step, self.rank.rank, self.rank.world).len();
+        let Some((epoch, order, prefetch)) = &mut self.epoch else {
+            return Err(TrainError::Setting("no epoch is open".into()));
+        };
+        let batches = prefetch.take(own).collect::<Result<Vec<_>, _>>()?;
+        let (epoch, order) = (*epoch, order.clone());
+        let before = step.checked_sub(1).or_else(|| (epoch > 0).then(|| self.deal.steps() - 1));
+        let all = self.all_units(step, before);
+        let source = if step > 0 { Some(order) } else { self.last.clone() };
+        let mut micros = Vec::with_capacity(own);
+        for batch in &batches {
+            let leaf = batch.micro.leaf as usize;
+            let previous = match (before, &source) {
+                (Some(before), Some(order)) if self.spec.previous && all[leaf][1] > 0 => {
+                    let (first_slot, units) = self.previous_shares(before, all.len())[leaf];
+                    let micro = data::Micro { first_slot, units: units as u32, ..batch.micro };
+                    Some(self.set.loader.batch(order, &micro)?)
+                }
+                _ => None,
+            };
+            micros.push(inputs::micro(batch, previous.as_ref(), &self.spec)?);
+        }
+        Ok((micros, all, batches.into_iter().flat_map(|b| b.bad).collect()))
+    }
+
+    /// Time spent waiting for batches of this epoch.
+    pub(crate) fn waited(&self) -> Duration {
+        self.epoch.as_ref().map_or(Duration::ZERO, |e| e.2.waited())
+    }
+}
+
+/// Units of a micro-batch: the recipe's, else the rank's share.
+pub(crate) fn micro_batch(recipe: &Recipe, world: usize) -> usize {
+    recipe.train.micro_batch.unwrap_or(recipe.train.global_batch / world.max(1)).max(1)
+}

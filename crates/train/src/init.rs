@@ -1,0 +1,45 @@
+//! The first values of states: a pure function of the seed and the state's name, equal on every rank.
+
+use cpu::{Executor, Real};
+use data::{EpochKey, Purpose};
+use graph::Init;
+use plan::StateTable;
+use tensor::{HostTensor, KCRS_TO_KRSC, KRSC_TO_KCRS, Shape};
+
+/// Fills every state of the table that is not a copy of another.
+pub(crate) fn initialise<T: Real>(executor: &mut Executor<T>, table: &StateTable, seed: u64) {
+    for entry in &table.entries {
+        let elements = entry.shape.elements();
+        let values = values(&entry.init, &entry.name, entry.shape, seed);
+        let state = executor.state_mut(entry.offset, elements);
+        state.iter_mut().zip(values).for_each(|(s, v)| *s = T::of(v));
+    }
+}
+
+/// Copies what is defined as a copy (weight anchors, moving averages), after weights were loaded.
+pub(crate) fn copy_states<T: Real>(executor: &mut Executor<T>, table: &StateTable) {
+    for entry in &table.entries {
+        let Some(source) = entry.copy_of.as_deref().and_then(|name| table.find(name)) else { continue };
+        let values = executor.state(source.offset, source.shape.elements()).to_vec();
+        executor.state_mut(entry.offset, values.len()).copy_from_slice(&values);
+    }
+}
+
+/// Values in the executor's layout. Filters are drawn in the published order (KCRS), so that the layout does not matter.
+fn values(init: &Init, name: &str, shape: Shape, seed: u64) -> Vec<f64> {
+    let elements = shape.elements();
+    let slot = name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+    let mut stream = EpochKey { seed, stage: 0, epoch: 0 }.stream(Purpose::named("init"), slot, 0);
+    let drawn: Vec<f64> = match *init {
+        Init::Const(c) => return vec![c; elements],
+        Init::CopyOf(_) => return vec![0.0; elements],
+        Init::Uniform(bound) => (0..elements).map(|_| bound * (2.0 * stream.f64() - 1.0)).collect(),
+        Init::Normal(std) => (0..elements).map(|_| std * stream.normal()).collect(),
+    };
+    if shape.rank() != 4 {
+        return drawn;
+    }
+    let published = HostTensor::new(Shape::new(&KRSC_TO_KCRS.map(|axis| shape[axis])), &drawn);
+    let filters = published.and_then(|t| t.permute4(KCRS_TO_KRSC)).expect("as many values as the shape has");
+    filters.view().expect("f64 as it was made").to_vec()
+}

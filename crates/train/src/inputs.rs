@@ -1,0 +1,142 @@
+//! From what the data side delivers to what a body reads.
+
+use crate::engine::Micro;
+use crate::error::TrainError;
+use crate::recipe::{Augment, Recipe};
+use crate::step::image_args;
+use data::{Batch, DrawData, Stats};
+use graph::{CellRule, DrawKind, ImageArgs, PairRule, Sampler, Spec, StepInput};
+use tensor::{HostTensor, Shape};
+
+/// How training images are varied, in the data side's terms.
+pub(crate) fn train_augment(recipe: &Recipe) -> data::Augment {
+    let pad = recipe.data.pad;
+    match recipe.data.augment {
+        Augment::None if sizes_differ(recipe) => eval_augment(recipe),
+        Augment::None => data::Augment::None,
+        Augment::PadCrop => data::Augment::PadCrop { pad },
+        Augment::PadCropFlip => data::Augment::PadCropFlip { pad },
+        Augment::RrcFlip => data::Augment::RandomResizedCropFlip {
+            size: recipe.data.size,
+            scale: [0.08, 1.0],
+            ratio: [3.0 / 4.0, 4.0 / 3.0],
+        },
+    }
+}
+
+fn sizes_differ(recipe: &Recipe) -> bool {
+    recipe.data.set == "folder"
+}
+
+pub(crate) fn eval_augment(recipe: &Recipe) -> data::Augment {
+    if sizes_differ(recipe) || recipe.data.augment == Augment::RrcFlip {
+        data::Augment::ResizeCenterCrop { resize: recipe.eval.resize, size: recipe.data.size }
+    } else {
+        data::Augment::None
+    }
+}
+
+/// What the first kernel does with delivered pixels of `[h, w, c]`.
+pub(crate) fn step_input(augment: &data::Augment, pixels: [usize; 3], stats: &Stats) -> StepInput {
+    let size = [pixels[0], pixels[1]];
+    let args = image_args(size, &stats.mean, &stats.std);
+    let image = match *augment {
+        data::Augment::PadCrop { pad } => ImageArgs { pad, crop: true, ..args },
+        data::Augment::PadCropFlip { pad } => ImageArgs { pad, crop: true, flip: true, ..args },
+        data::Augment::RandomResizedCropFlip { .. } => ImageArgs { flip: true, ..args },
+        data::Augment::None | data::Augment::ResizeCenterCrop { .. } => args,
+    };
+    StepInput { pixels: size, image }
+}
+
+/// The sampler that a method asks for.
+pub(crate) fn sampler(spec: &Spec) -> data::Sampler {
+    match spec.sampler {
+        Sampler::Shuffle if spec.views.len() + usize::from(spec.previous) > 1 => {
+            data::Sampler::Views { views: spec.views.len() + usize::from(spec.previous) }
+        }
+        Sampler::Shuffle => data::Sampler::Shuffle,
+        Sampler::Pairs(rule) => {
+            let rule = match rule {
+                PairRule::WithSelf => data::PairRule::WithSelf,
+                PairRule::WithoutSelf => data::PairRule::WithoutSelf,
+                PairRule::Partition => data::PairRule::Partition,
+            };
+            data::Sampler::Pairs { rule, partners: 1 }
+        }
+    }
+}
+
+/// The draws that a method asks for.
+pub(crate) fn draws(spec: &Spec) -> Vec<data::DrawSpec> {
+    let kind = |kind: DrawKind| match kind {
+        DrawKind::CellMask { cells, gate, rule } => {
+            let rule = match rule {
+                CellRule::Probability(p) => data::CellRule::Probability(p),
+                CellRule::Count(k) => data::CellRule::Count(k),
+                CellRule::UniformCount => data::CellRule::UniformCount,
+            };
+            data::DrawKind::CellMask { cells, gate, rule }
+        }
+        DrawKind::Permutation => data::DrawKind::Permutation,
+        DrawKind::Lambda { alpha } => data::DrawKind::Lambda { alpha },
+    };
+    spec.draws.iter().map(|d| data::DrawSpec { name: d.name.clone(), kind: kind(d.kind) }).collect()
+}
+
+/// The inputs of one body: the first `rows` of each unit's views, and of the previous batch its last view.
+pub(crate) fn micro(batch: &Batch, previous: Option<&Batch>, spec: &Spec) -> Result<Micro, TrainError> {
+    let units = batch.micro.units as usize;
+    let rows = spec.rows_per_unit() * units;
+    let mut inputs = rows_of(batch, 0..rows, "")?;
+    let (labels, index) = (batch.row_labels.iter().zip(&batch.weight), &batch.index[..units]);
+    // Rows that must not count (bad samples that are skipped) have no label.
+    let labels: Vec<i32> = labels.take(rows).map(|(&l, &w)| if w == 0.0 { -1 } else { l }).collect();
+    inputs.push(("label".to_string(), HostTensor::new(Shape::new(&[rows]), &labels)?));
+    inputs.push(("index".to_string(), HostTensor::new(Shape::new(&[units]), index)?));
+    for (name, draw) in batch.draws.iter().filter(|(name, _)| !matches!(name.as_str(), "crop" | "flip")) {
+        inputs.push((format!("draw.{name}"), draw_tensor(draw, units)?));
+    }
+    let mut previous_units = 0;
+    if let Some(previous) = previous {
+        previous_units = previous.micro.units as usize;
+        let all = previous.row_labels.len();
+        inputs.extend(rows_of(previous, all - previous_units..all, "previous.")?);
+        let labels = &previous.labels[..previous_units];
+        inputs.push(("previous.label".to_string(), HostTensor::new(Shape::new(&[previous_units]), labels)?));
+    }
+    Ok(Micro { leaf: batch.micro.leaf as usize, units: [units, previous_units], inputs })
+}
+
+fn rows_of(batch: &Batch, rows: std::ops::Range<usize>, prefix: &str) -> Result<Vec<(String, HostTensor)>, TrainError> {
+    let [_, h, w, c] = batch.shape;
+    let (size, count) = (h * w * c, rows.len());
+    let pixels = &batch.images[rows.start * size..rows.end * size];
+    let mut inputs = vec![(format!("{prefix}image"), HostTensor::new(Shape::new(&[count, h, w, c]), pixels)?)];
+    for name in ["crop", "flip"] {
+        if let Some(DrawData::I32(values)) = batch.draws.get(name) {
+            let per = values.len() / batch.row_labels.len().max(1);
+            let shape = if per == 2 { Shape::new(&[count, 2]) } else { Shape::new(&[count]) };
+            let part = &values[rows.start * per..rows.end * per];
+            inputs.push((format!("{prefix}{name}"), HostTensor::new(shape, part)?));
+        }
+    }
+    Ok(inputs)
+}
+
+fn draw_tensor(draw: &DrawData, units: usize) -> Result<HostTensor, TrainError> {
+    Ok(match draw {
+        DrawData::F32(v) => HostTensor::new(Shape::new(&[]), &v[..1])?,
+        DrawData::I32(v) => HostTensor::new(Shape::new(&[v.len()]), v)?,
+        DrawData::U8(v) => HostTensor::new(Shape::new(&[units, v.len() / units.max(1)]), v)?,
+    })
+}
+
+/// The inputs of an evaluation batch, padded to its full size.
+pub(crate) fn eval_inputs(batch: &Batch) -> Result<Vec<(String, HostTensor)>, TrainError> {
+    let labels: Vec<i32> = batch.row_labels.iter().zip(&batch.weight).map(|(&l, &w)| if w == 0.0 { -1 } else { l }).collect();
+    Ok(vec![
+        ("image".to_string(), HostTensor::new(Shape::new(&batch.shape), &batch.images)?),
+        ("label".to_string(), HostTensor::new(Shape::new(&[labels.len()]), &labels)?),
+    ])
+}

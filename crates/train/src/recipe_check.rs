@@ -1,0 +1,149 @@
+//! What a recipe must be beyond its types. Each message: key, expected, got, remedy.
+
+use super::Loaded;
+use super::recipe_error::{RecipeError, nearest};
+use crate::recipe::Recipe;
+use crate::schedule::ScheduleName;
+use nets::{NetError, NetworkSpec};
+use toml_edit::{DocumentMut, Item};
+
+const SETS: [&str; 5] = ["fashion", "cifar10", "cifar100", "folder", "packed"];
+
+/// Key, whether it is as expected, and what is expected; the remedy.
+type Rule = (&'static str, bool, &'static str);
+
+impl Loaded {
+    /// Everything that can be checked without data and ranks; writes the network's own defaults out.
+    pub(super) fn check(&mut self, document: &DocumentMut) -> Result<(), RecipeError> {
+        let recipe = &self.recipe;
+        let rules = [counts(recipe), numbers(recipe), combinations(recipe)].concat();
+        if let Some((key, _, expected)) = rules.into_iter().find(|rule| !rule.1) {
+            let item = key.split('.').try_fold(document.as_item(), |item, part| item.get(part));
+            let got = item.and_then(Item::as_value).map(|v| format!(", got {}", v.clone().decorated("", "")));
+            let got = got.unwrap_or_default();
+            let (expected, remedy) = expected.split_once("; ").unwrap_or((expected, ""));
+            return Err(self.fault(key, &format!("{key}: expected {expected}{got}"), remedy));
+        }
+        if !SETS.contains(&recipe.data.set.as_str()) {
+            let what = format!("data.set: expected one of {}, got {:?}", SETS.join(", "), recipe.data.set);
+            let meant = nearest(&recipe.data.set, SETS).map(|name| format!("did you mean `{name}`?"));
+            return Err(self.fault("data.set", &what, &meant.unwrap_or_default()));
+        }
+        for (i, teacher) in recipe.teacher.iter().enumerate() {
+            let network = NetworkSpec::new(&teacher.name).resolved();
+            network.map_err(|e| self.network_fault(&format!("teacher.{i}"), &e))?;
+        }
+        let network = recipe.network.clone().resolved();
+        self.recipe.network = network.map_err(|e| self.network_fault("network", &e))?;
+        self.check_divisible("micro_batch", self.recipe.train.micro_batch.unwrap_or(1))
+    }
+
+    /// Whether the global batch can be shared among ranks.
+    pub fn check_ranks(&self, world_size: usize) -> Result<(), RecipeError> {
+        let train = &self.recipe.train;
+        if train.micro_batch.is_some() {
+            return Ok(());
+        }
+        self.check_divisible("world_size", world_size)?;
+        if train.reproducible && world_size > 1 {
+            let what =
+                format!("train.reproducible: {world_size} ranks need train.micro_batch, the unit that they share");
+            let help = format!("for example train.micro_batch = {}", train.global_batch / world_size);
+            return Err(self.fault("train.reproducible", &what, &help));
+        }
+        Ok(())
+    }
+
+    fn check_divisible(&self, name: &str, by: usize) -> Result<(), RecipeError> {
+        let batch = self.recipe.train.global_batch;
+        if by > 0 && batch.is_multiple_of(by) {
+            return Ok(());
+        }
+        let (low, high) = (batch / by.max(1) * by, batch.next_multiple_of(by.max(1)));
+        let lower = if low > 0 { format!("{low} or ") } else { String::new() };
+        let what = format!("global_batch {batch} is not divisible by {name} {by}");
+        Err(self.fault("train.global_batch", &what, &format!("use {lower}{high}")))
+    }
+
+    fn network_fault(&self, section: &str, error: &NetError) -> RecipeError {
+        let key = match error {
+            NetError::Name { .. } => "name",
+            NetError::WrnBn { .. } => "wrn_bn",
+        };
+        self.fault(&format!("{section}.{key}"), &error.to_string(), "")
+    }
+}
+
+fn counts(r: &Recipe) -> Vec<Rule> {
+    let (t, o) = (&r.train, &r.output);
+    let counts = [
+        ("train.epochs", t.epochs),
+        ("train.global_batch", t.global_batch),
+        ("train.micro_batch", t.micro_batch.unwrap_or(1)),
+        ("train.max_steps", t.max_steps.unwrap_or(1) as usize),
+        ("data.size", r.data.size),
+        ("data.workers", r.data.workers),
+        ("eval.batch", r.eval.batch),
+        ("eval.every", r.eval.every),
+        ("output.checkpoint_every", o.checkpoint_every),
+        ("output.checkpoint_steps", o.checkpoint_steps.unwrap_or(1) as usize),
+        ("output.keep", o.keep),
+        ("output.log_every", o.log_every as usize),
+    ];
+    counts.map(|(key, n)| (key, n >= 1, "at least 1; remove the key for its default, if it has one")).to_vec()
+}
+
+fn numbers(r: &Recipe) -> Vec<Rule> {
+    const RATE: &str = "a finite number above 0; 0.1 and 0.05 are usual";
+    let (o, t) = (&r.optimizer, &r.train);
+    let positive = |x: f64| x > 0.0 && x.is_finite();
+    let shares = r.teacher.iter().filter_map(|t| t.expect_top1).all(|x| x > 0.0 && x <= 1.0);
+    let below_one = |x: f64| (0.0..1.0).contains(&x);
+    vec![
+        ("optimizer.lr", o.lr.is_none_or(positive), RATE),
+        ("optimizer.lr_per_256", o.lr_per_256.is_none_or(positive), RATE),
+        ("optimizer.momentum", below_one(o.momentum), "at least 0 and below 1; 0.9 is usual, 0 turns it off"),
+        ("optimizer.weight_decay", positive(o.weight_decay + 1e-300), "a finite number of at least 0; 0 turns it off"),
+        ("schedule.gamma", positive(r.schedule.gamma), "a finite number above 0; 0.1 is the default"),
+        (
+            "train.clip_norm",
+            t.clip_norm.is_none_or(positive),
+            "a finite number above 0; remove the key to clip nothing",
+        ),
+        ("train.ema_decay", t.ema_decay.is_none_or(|d| d > 0.0 && d < 1.0), "above 0 and below 1; 0.9999 is usual"),
+        ("data.max_bad", (0.0..=1.0).contains(&r.data.max_bad), "a share, 0 to 1; 0.001 is the default"),
+        ("teacher", shares, "expect_top1 as a share above 0, at most 1; write 0.732 for 73.2 %"),
+    ]
+}
+
+fn combinations(r: &Recipe) -> Vec<Rule> {
+    let (o, t, s) = (&r.optimizer, &r.train, &r.schedule);
+    let [mean, std] = [&r.data.mean, &r.data.std].map(|s| s.as_deref().unwrap_or_default());
+    let finite = mean.iter().chain(std).all(|x| x.is_finite()) && std.iter().all(|&x| x > 0.0);
+    let own_val = r.data.validation_per_class > 0 || ["folder", "packed"].contains(&r.data.set.as_str());
+    let (step, milestones) = (s.name == ScheduleName::Step, !s.milestones.is_empty());
+    let (test, val) = (r.eval.split == "test", r.eval.split == "val");
+    let fits = t.micro_batch.is_none_or(|m| m <= t.global_batch);
+    vec![
+        ("optimizer", o.lr.is_some() || o.lr_per_256.is_some(), "a learning rate, got none; give lr or lr_per_256"),
+        ("optimizer.lr_per_256", o.lr.is_none() || o.lr_per_256.is_none(), "it without lr; remove one of the two"),
+        ("optimizer.nesterov", !o.nesterov || o.momentum > 0.0, "it with a momentum above 0; 0.9 is usual"),
+        ("train.micro_batch", fits, "at most global_batch; make it smaller or remove the key"),
+        ("schedule.milestones", s.milestones.is_sorted_by(|a, b| a < b), "ascending epochs; sort them, each once"),
+        ("schedule.milestones", step || !milestones, "them with name = \"step\" only; set that or remove them"),
+        (
+            "schedule",
+            !step || milestones,
+            "milestones with \"step\", got none; for example milestones = [150, 180, 210]",
+        ),
+        ("eval.split", test || val, "\"test\" or \"val\"; \"test\" is the default"),
+        (
+            "eval.split",
+            test || own_val,
+            "\"test\", the set has no other; cut one off with data.validation_per_class = 50",
+        ),
+        ("eval.ema", !r.eval.ema || t.ema_decay.is_some(), "it with train.ema_decay; 0.9999 is usual"),
+        ("data.mean", mean.len() == std.len(), "as many values as data.std; give both or neither"),
+        ("data.std", finite, "deviations above 0 and finite means; they are of pixels from 0 to 1"),
+    ]
+}

@@ -1,0 +1,416 @@
+//! A run from its recipe: checks, sets, models, ranks; training, and what it came to.
+
+use crate::checkpoint::{Checkpoints, Retention, Snapshot};
+use crate::disk::OsDisk;
+use crate::engine::{Engine, Sizes};
+use crate::error::TrainError;
+use crate::exit::Exit;
+use crate::feed::{Feed, Rank, Set, eval_spec, micro_batch, open_set, train_spec};
+use crate::inputs::step_input;
+use crate::journal::{Facts, Journal, Verbosity};
+use crate::manifest::RunState;
+use crate::recipe::Recipe;
+use crate::recipe_parse::Loaded;
+use crate::signals::Signals;
+use crate::snapshot;
+use crate::step::{Compile, Model};
+use crate::trainer::{Lead, Position, Score, Trainer};
+use crate::weights::load_module;
+use comm::{Communicator, Solo, Threads};
+use cpu::Real;
+use data::{BatchSpec, OnBad, Split, sample_hash};
+use graph::{Precision, Setting};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What a run folder that holds checkpoints already means.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Resume {
+    /// Go on from the newest good one.
+    #[default]
+    Auto,
+    /// An error: this run starts anew.
+    Never,
+    /// Go on from this one; later ones are set aside.
+    From(PathBuf),
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// Default: the recipe's `output.folder`, else `runs/<name of the recipe>`.
+    pub run_dir: Option<PathBuf>,
+    /// Ranks as threads of this process; 0 means 1.
+    pub ranks: usize,
+    /// Threads of each rank; 0 shares the cores among the ranks.
+    pub threads: usize,
+    pub resume: Resume,
+    pub verbosity: Verbosity,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub exit: Exit,
+    pub steps: u64,
+    pub last: Option<Score>,
+    pub best: Option<Score>,
+    pub seconds: f64,
+    /// Something on the way could not be written.
+    pub degraded: bool,
+    pub run_dir: PathBuf,
+}
+
+/// A run that can start: everything that can be checked before the first step has been.
+pub struct Session {
+    pub recipe: Recipe,
+    text: String,
+    pub model: Model,
+    pub compile: Compile,
+    train_set: Arc<Set>,
+    eval_set: Arc<Set>,
+    pub run_dir: PathBuf,
+    options: RunOptions,
+    /// Facts to print before the run starts.
+    pub notes: Vec<String>,
+}
+
+impl Session {
+    pub fn open(loaded: Loaded, options: RunOptions) -> Result<Session, TrainError> {
+        let Loaded { recipe, text, path, .. } = loaded;
+        let ranks = options.ranks.max(1);
+        check_batches(&recipe, ranks)?;
+        let folder = recipe.data.folder.clone();
+        let plain = BatchSpec { draws: vec![], augment: crate::inputs::train_augment(&recipe), on_bad: OnBad::Fail, pad_units: 0 };
+        let probe = open_set(&recipe, &folder, Split::Train, plain)?;
+        let setting = Setting {
+            classes: probe.lists.classes(),
+            image: probe.loader.image_shape(),
+            samples: probe.lists.images(),
+            epochs: recipe.train.epochs,
+        };
+        let model = Model::new(&recipe, setting)?;
+        let train_set = open_set(&recipe, &folder, Split::Train, train_spec(&recipe, &model.spec))?;
+        let eval_split = if recipe.eval.split == "val" { Split::Val } else { Split::Test };
+        let eval_set = open_set(&recipe, &folder, eval_split, eval_spec(&recipe))?;
+        if eval_set.lists.classes() != model.setting.classes {
+            return Err(TrainError::Setting(format!(
+                "data: the {eval_split} split has {} classes, the training set {}; expected the same folders in both",
+                eval_set.lists.classes(),
+                model.setting.classes
+            )));
+        }
+        let train_input = step_input(&crate::inputs::train_augment(&recipe), train_set.loader.image_shape(), &train_set.stats);
+        let eval_input = step_input(&crate::inputs::eval_augment(&recipe), eval_set.loader.image_shape(), &train_set.stats);
+        let compile = Compile::new(&recipe, Some(train_input), Some(eval_input));
+        let stem = path.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
+        let run_dir = options.run_dir.clone().or_else(|| recipe.output.folder.clone()).unwrap_or_else(|| Path::new("runs").join(stem));
+        let (train_set, eval_set) = (Arc::new(train_set), Arc::new(eval_set));
+        let mut session = Session { recipe, text, model, compile, train_set, eval_set, run_dir, options, notes: vec![] };
+        session.notes = session.describe(ranks)?;
+        Ok(session)
+    }
+
+    fn describe(&self, ranks: usize) -> Result<Vec<String>, TrainError> {
+        let (train, test) = (&self.train_set, &self.eval_set);
+        let feed = self.feed(Rank { rank: 0, world: ranks })?;
+        let [h, w, c] = self.model.setting.image;
+        let (_, rule) = self.recipe.optimizer.base_lr(self.recipe.train.global_batch);
+        Ok(vec![
+            format!(
+                "data: {} training and {} {} images of {h}x{w}x{c}, {} classes, sample hash {:016x}",
+                train.lists.images(),
+                test.lists.images(),
+                self.recipe.eval.split,
+                self.model.setting.classes,
+                sample_hash(train.loader.dataset().as_ref())
+            ),
+            format!(
+                "steps: {} a epoch of {} units in batches of {} (micro-batches of {}), {} epochs; {rule}",
+                feed.deal.steps(),
+                feed.units,
+                self.recipe.train.global_batch,
+                micro_batch(&self.recipe, ranks),
+                self.recipe.train.epochs
+            )
+            .replace("a epoch", "an epoch"),
+            format!("device: CPU, {ranks} rank{}, {} thread{} each", plural(ranks), self.threads(), plural(self.threads())),
+        ])
+    }
+
+    fn threads(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let share = (cores / self.options.ranks.max(1)).max(1);
+        if self.options.threads > 0 { self.options.threads } else { share }
+    }
+
+    fn feed(&self, rank: Rank) -> Result<Feed, TrainError> {
+        Feed::new(&self.recipe, &self.model.spec, self.train_set.clone(), rank)
+    }
+
+    fn engine<T: Real>(&self, feed: &Feed, comm: Box<dyn Communicator>) -> Result<Engine<T>, TrainError> {
+        let (full, others) = feed.sizes(micro_batch(&self.recipe, comm.world_size()));
+        let sizes = Sizes {
+            full,
+            others,
+            leaves: feed.deal.leaves(),
+            eval_batch: self.recipe.eval.batch,
+            threads: self.threads(),
+            reproducible: self.recipe.train.reproducible,
+        };
+        let mut engine = Engine::new(&self.model, &self.compile, &sizes, comm)?;
+        engine.initialise(self.recipe.train.seed);
+        if let Some(path) = &self.recipe.train.init_weights {
+            load_module(&mut engine.executor, &engine.states, "student.", path)?;
+        }
+        for teacher in &self.recipe.teacher {
+            load_module(&mut engine.executor, &engine.states, "teacher.", &teacher.weights)?;
+        }
+        engine.loaded();
+        Ok(engine)
+    }
+
+    /// The plan of a full step, as `retort plan` and `--dry-run` print it.
+    pub fn plan(&self) -> Result<plan::Plan, TrainError> {
+        let ranks = self.options.ranks.max(1);
+        let feed = self.feed(Rank { rank: 0, world: ranks })?;
+        let (full, _) = feed.sizes(micro_batch(&self.recipe, ranks));
+        self.compile.training(&self.model, full, &mut plan::StateTable::default(), None)
+    }
+
+    /// All checks and the plan's summary, without a step.
+    pub fn dry_run(&self) -> Result<String, TrainError> {
+        Ok(format!("{}\n\n{}\n{}", self.text.trim_end(), self.notes.join("\n"), plan::summary(&self.plan()?)))
+    }
+
+    /// Trains; resumes by itself where the run folder says so.
+    pub fn train(&self) -> Result<Outcome, TrainError> {
+        let signals = Signals::install().map_err(|source| self.io("cannot handle signals for", source))?;
+        let begin = Instant::now();
+        let resumed = self.resume()?;
+        std::fs::create_dir_all(&self.run_dir).map_err(|source| self.io("cannot create", source))?;
+        self.write_run_files()?;
+        let resumed = resumed.as_ref();
+        let ranks = self.options.ranks.max(1);
+        let results = if self.recipe.train.precision == Precision::F64 {
+            self.run_ranks::<f64>(ranks, &signals, resumed)
+        } else {
+            self.run_ranks::<f32>(ranks, &signals, resumed)
+        };
+        let (exit, position, degraded) = first_cause(results)?;
+        Ok(Outcome {
+            exit,
+            steps: position.global_step,
+            last: position.last,
+            best: position.best,
+            seconds: begin.elapsed().as_secs_f64(),
+            degraded,
+            run_dir: self.run_dir.clone(),
+        })
+    }
+
+    fn run_ranks<T: Real>(&self, ranks: usize, signals: &Signals, resumed: Option<&Snapshot>) -> Vec<RankResult> {
+        if ranks == 1 {
+            return vec![self.run_rank::<T>(Box::new(Solo::default()), Some(signals), resumed)];
+        }
+        std::thread::scope(|scope| {
+            let spawn = |comm: Threads| {
+                let rank = comm.rank();
+                let signals = (rank == 0).then_some(signals);
+                (rank, scope.spawn(move || self.run_rank::<T>(Box::new(comm), signals, resumed)))
+            };
+            let threads: Vec<_> = Threads::world(ranks).into_iter().map(spawn).collect();
+            let join = |(rank, thread): (usize, std::thread::ScopedJoinHandle<'_, RankResult>)| {
+                thread.join().unwrap_or_else(|panic| {
+                    let text = panic.downcast_ref::<String>().cloned();
+                    let what = text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
+                    Err(TrainError::Panic { rank, what: what.unwrap_or_default() })
+                })
+            };
+            threads.into_iter().map(join).collect()
+        })
+    }
+
+    fn run_rank<T: Real>(&self, comm: Box<dyn Communicator>, lead: Option<&Signals>, resumed: Option<&Snapshot>) -> RankResult {
+        let rank = Rank { rank: comm.rank(), world: comm.world_size() };
+        let feed = self.feed(rank)?;
+        let mut engine = self.engine::<T>(&feed, comm)?;
+        let mut position = Position::default();
+        if let Some(snapshot) = resumed {
+            snapshot::restore(&mut engine, &snapshot.groups).map_err(TrainError::Setting)?;
+            position = serde_json::from_value(snapshot.run.state.clone())
+                .map_err(|e| TrainError::Setting(format!("checkpoint state: {e}; resume from an older one with --resume")))?;
+        }
+        let images = self.recipe.train.global_batch * self.model.spec.rows_per_unit();
+        let facts = Facts {
+            epochs: self.recipe.train.epochs,
+            images_per_step: images,
+            world_size: rank.world,
+            log_every: self.recipe.output.log_every,
+        };
+        let lead = lead.map(|signals| {
+            let mut journal = Journal::open(&self.run_dir, resumed.map(|r| r.run.step), facts, self.options.verbosity);
+            self.notes.iter().for_each(|note| journal.message(note));
+            match resumed {
+                Some(r) => journal.message(&format!("resumed at step {} from {}", r.run.step, self.run_dir.display())),
+                None => journal.text("recipe", &self.text),
+            }
+            Lead { checkpoints: self.checkpoints(), journal, signals, run: self.run_state(rank.world) }
+        });
+        let (base_lr, _) = self.recipe.optimizer.base_lr(self.recipe.train.global_batch);
+        let mut trainer = Trainer {
+            recipe: &self.recipe,
+            recipe_text: &self.text,
+            engine,
+            feed,
+            eval_set: &self.eval_set,
+            slots: self.model.spec.slots.clone(),
+            base_lr,
+            position,
+            bad: 0,
+            lead,
+        };
+        let complete = trainer.position.epoch >= self.recipe.train.epochs;
+        let exit = if complete { Exit::Done } else { trainer.run()? };
+        let degraded = trainer.lead.as_ref().is_some_and(|l| l.journal.degraded);
+        Ok((exit, trainer.position, degraded))
+    }
+
+    fn checkpoints(&self) -> Checkpoints {
+        let retention = Retention { keep_last: self.recipe.output.keep, keep_best: self.recipe.output.keep_best, every: None };
+        Checkpoints::new(Arc::new(OsDisk), &self.run_dir, retention)
+    }
+
+    fn run_state(&self, world: usize) -> RunState {
+        let dataset = self.train_set.loader.dataset();
+        RunState {
+            run_id: self.run_dir.display().to_string(),
+            global_batch: self.recipe.train.global_batch as u64,
+            world_size: world as u64,
+            seed: self.recipe.train.seed,
+            sample_count: dataset.len() as u64,
+            sample_hash: format!("{:016x}", sample_hash(dataset.as_ref())),
+            ..RunState::default()
+        }
+    }
+
+    /// The checkpoint to go on from. Damaged ones are reported on stderr; a run of another recipe or set is refused.
+    fn resume(&self) -> Result<Option<Snapshot>, TrainError> {
+        let checkpoints = self.checkpoints();
+        for warning in checkpoints.prepare()? {
+            eprintln!("warning: {warning}");
+        }
+        let snapshot = match &self.options.resume {
+            Resume::From(folder) => {
+                let snapshot = checkpoints.load(folder)?;
+                checkpoints.set_aside_after(snapshot.run.step)?;
+                Some(snapshot)
+            }
+            Resume::Auto | Resume::Never => {
+                let loaded = checkpoints.load_newest()?;
+                for bad in &loaded.rejected {
+                    eprintln!("warning: {} is not used: {}", bad.folder, bad.reason);
+                }
+                loaded.snapshot
+            }
+        };
+        let Some(snapshot) = snapshot else { return Ok(None) };
+        let dir = self.run_dir.display();
+        if self.options.resume == Resume::Never {
+            return Err(TrainError::Setting(format!("{dir} holds a run already; give another folder with --run, or --resume auto")));
+        }
+        let own = self.run_state(1);
+        if snapshot.run.sample_hash != own.sample_hash {
+            return Err(TrainError::Setting(format!(
+                "{dir}: the run was trained on other samples (hash {}, now {}); give another folder with --run",
+                snapshot.run.sample_hash, own.sample_hash
+            )));
+        }
+        if !same_training(&snapshot.run.recipe, &self.text) {
+            return Err(TrainError::Setting(format!(
+                "{dir} holds a run of another recipe; compare {dir}/recipe.toml, or give another folder with --run"
+            )));
+        }
+        let metrics = self.run_dir.join("metrics.jsonl");
+        crate::metrics::cut(&metrics, snapshot.run.step).map_err(|source| self.io("cannot shorten metrics.jsonl in", source))?;
+        Ok(Some(snapshot))
+    }
+
+    fn write_run_files(&self) -> Result<(), TrainError> {
+        let run = serde_json::json!({
+            "program": concat!("retort ", env!("CARGO_PKG_VERSION")),
+            "git": option_env!("RETORT_GIT_HASH"),
+            "device": "cpu",
+            "threads": self.threads(),
+            "ranks": self.options.ranks.max(1),
+            "classes": self.train_set.loader.dataset().classes(),
+            "image": self.model.setting.image,
+            "mean": self.train_set.stats.mean,
+            "std": self.train_set.stats.std,
+            "sample_hash": self.run_state(1).sample_hash,
+        });
+        let write = |name: &str, text: &str| {
+            std::fs::write(self.run_dir.join(name), text).map_err(|source| self.io("cannot write into", source))
+        };
+        write("recipe.toml", &self.text)?;
+        write("run.json", &format!("{run:#}\n"))
+    }
+
+    fn io(&self, action: &'static str, source: std::io::Error) -> TrainError {
+        TrainError::Io { action, path: self.run_dir.clone(), source }
+    }
+}
+
+type RankResult = Result<(Exit, Position, bool), TrainError>;
+
+/// Rank 0's result, or the error that made the others fail.
+fn first_cause(results: Vec<RankResult>) -> RankResult {
+    let mut lost = None;
+    let mut done = None;
+    for result in results {
+        match result {
+            Err(TrainError::Comm(e)) => lost = lost.or(Some(TrainError::Comm(e))),
+            Err(cause) => return Err(cause),
+            Ok(value) => done = done.or(Some(value)),
+        }
+    }
+    match (lost, done) {
+        (Some(lost), _) => Err(lost),
+        (None, Some(done)) => Ok(done),
+        (None, None) => Err(TrainError::Setting("no rank ran".into())),
+    }
+}
+
+/// Whether two resolved recipes train the same: how long, where to and how often to save may differ.
+fn same_training(a: &str, b: &str) -> bool {
+    let essence = |text: &str| {
+        let mut table: toml::Table = text.parse().ok()?;
+        for section in ["output", "eval"] {
+            table.remove(section);
+        }
+        for (section, key) in [("train", "max_steps"), ("data", "workers"), ("data", "folder")] {
+            table.get_mut(section).and_then(|s| s.as_table_mut()).map(|s| s.remove(key));
+        }
+        Some(table)
+    };
+    essence(a) == essence(b)
+}
+
+fn check_batches(recipe: &Recipe, ranks: usize) -> Result<(), TrainError> {
+    let batch = recipe.train.global_batch;
+    if recipe.train.micro_batch.is_none() && !batch.is_multiple_of(ranks) {
+        let (low, high) = (batch / ranks * ranks, batch.next_multiple_of(ranks));
+        return Err(TrainError::Setting(format!("global_batch {batch} is not divisible by world_size {ranks}; use {low} or {high}")));
+    }
+    if recipe.train.reproducible && recipe.train.micro_batch.is_none() && ranks > 1 {
+        return Err(TrainError::Setting(format!(
+            "train.reproducible with {ranks} ranks needs train.micro_batch, the unit that ranks share; for example {}",
+            batch / ranks
+        )));
+    }
+    Ok(())
+}
+
+fn plural(n: usize) -> &'static str {
+    if n == 1 { "" } else { "s" }
+}

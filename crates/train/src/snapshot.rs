@@ -1,0 +1,75 @@
+//! Between an engine's states and a checkpoint's tensor groups.
+//!
+//! `model`: the student under published names, a method's modules and trained teachers under their own. `ema`: the moving
+//! average, published names. `optim`: momenta. `data`: per-sample and rolling state. Frozen teachers are not stored.
+
+use crate::engine::Engine;
+use crate::error::TrainError;
+use crate::weights::{module_tensors, published, read_state, write_state};
+use cpu::Real;
+use graph::{Op, StateKind};
+use plan::StateEntry;
+use std::collections::{BTreeMap, HashSet};
+use tensor::safe::Tensors;
+
+/// Group and name of a state in checkpoints; `None` for what is made anew at the start.
+fn filed<'a>(entry: &'a StateEntry, written: &HashSet<String>) -> Option<(&'static str, &'a str)> {
+    let name = entry.name.as_str();
+    match entry.kind {
+        StateKind::Param | StateKind::Buffer => {
+            let kept = name.starts_with("student.") || name.starts_with("method.") || written.contains(name);
+            kept.then(|| ("model", published(name)))
+        }
+        StateKind::Momentum => Some(("optim", name)),
+        StateKind::Ema => Some(("ema", published(name.strip_prefix("ema.").unwrap_or(name)))),
+        StateKind::Memory => Some(("data", name)),
+        StateKind::Anchor => None,
+    }
+}
+
+fn written<T: Real>(engine: &Engine<T>) -> HashSet<String> {
+    let graph = &engine.plan().graph;
+    let trains = |op: &Op| matches!(op, Op::Sgd(_) | Op::BnRunning { .. });
+    let states = graph.nodes.iter().filter(|n| trains(&n.op)).flat_map(|n| n.op.states());
+    states.map(|s| graph.state(s).name.clone()).collect()
+}
+
+/// All states that a resumed run needs; `forwards` counts training micro-batches, for `num_batches_tracked`.
+pub(crate) fn groups<T: Real>(engine: &Engine<T>, forwards: u64) -> Result<BTreeMap<String, Tensors>, TrainError> {
+    let written = written(engine);
+    let mut groups: BTreeMap<String, Tensors> = BTreeMap::new();
+    for entry in &engine.states.entries {
+        if let Some((group, name)) = filed(entry, &written) {
+            let tensor = read_state(&engine.executor, entry)?;
+            groups.entry(group.to_string()).or_default().insert(name.to_string(), tensor);
+        }
+    }
+    let graph = &engine.plan().graph;
+    let student = module_tensors(&engine.executor, &engine.states, graph, "student.", forwards)?;
+    groups.entry("model".to_string()).or_default().extend(student);
+    Ok(groups)
+}
+
+/// Puts a checkpoint's tensors into the states. The error lists what is missing or does not fit.
+pub(crate) fn restore<T: Real>(engine: &mut Engine<T>, groups: &BTreeMap<String, Tensors>) -> Result<(), String> {
+    let written = written(engine);
+    let Engine { executor, states, .. } = engine;
+    for entry in &states.entries {
+        let Some((group, name)) = filed(entry, &written) else { continue };
+        let tensor = groups.get(group).and_then(|g| g.get(name)).ok_or_else(|| format!("{group}: {name} is missing"))?;
+        write_state(executor, entry, tensor).map_err(|why| format!("{group}: {name}: {why}"))?;
+    }
+    Ok(())
+}
+
+/// Evaluates with the moving average in the student's place: exchanges the two; a second call undoes it.
+pub(crate) fn swap_ema<T: Real>(engine: &mut Engine<T>) {
+    let Engine { executor, states, .. } = engine;
+    for ema in states.entries.iter().filter(|e| e.kind == StateKind::Ema) {
+        let Some(source) = ema.copy_of.as_deref().and_then(|name| states.find(name)) else { continue };
+        let len = ema.shape.elements();
+        let (a, b) = (executor.state(ema.offset, len).to_vec(), executor.state(source.offset, len).to_vec());
+        executor.state_mut(ema.offset, len).copy_from_slice(&b);
+        executor.state_mut(source.offset, len).copy_from_slice(&a);
+    }
+}

@@ -1,0 +1,257 @@
+//! The loop of one rank: epochs, steps, evaluations, checkpoints. Rank 0 alone writes.
+
+use crate::checkpoint::{Checkpoints, Snapshot};
+use crate::engine::{Engine, StepInputs, StepValues};
+use crate::error::TrainError;
+use crate::evaluate::{Evaluation, evaluate};
+use crate::exit::Exit;
+use crate::feed::{Feed, Set};
+use crate::journal::Journal;
+use crate::manifest::RunState;
+use crate::recipe::{OnNonfinite, Recipe};
+use crate::schedule::{Moment, ramp};
+use crate::signals::{Request, Signals};
+use crate::snapshot;
+use cpu::Real;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::time::Instant;
+
+/// Steps in a row that may be skipped as not finite.
+const MAX_SKIPPED: u64 = 20;
+
+/// Where a run is, and what it remembers besides tensors; stored in the manifest, equal on all ranks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    pub epoch: usize,
+    /// Steps done of the epoch.
+    pub step: usize,
+    /// Steps done of the run.
+    pub global_step: u64,
+    /// Training micro-batches so far, over all ranks.
+    pub forwards: u64,
+    /// Sums over the steps of the epoch: loss, then each term (weighted), then each monitor.
+    pub sums: Vec<f64>,
+    pub skipped: u64,
+    pub last: Option<Score>,
+    pub best: Option<Score>,
+}
+
+/// An evaluation's result and when it was.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    pub epoch: usize,
+    pub top1: f64,
+    pub top5: f64,
+    pub loss: f64,
+}
+
+/// What the loop needs besides the engine.
+pub(crate) struct Trainer<'a, T> {
+    pub recipe: &'a Recipe,
+    pub recipe_text: &'a str,
+    pub engine: Engine<T>,
+    pub feed: Feed,
+    pub eval_set: &'a Set,
+    pub slots: Vec<graph::SlotSpec>,
+    pub base_lr: f64,
+    pub position: Position,
+    pub bad: usize,
+    /// Of rank 0.
+    pub lead: Option<Lead<'a>>,
+}
+
+/// What only rank 0 has.
+pub(crate) struct Lead<'a> {
+    pub checkpoints: Checkpoints,
+    pub journal: Journal,
+    pub signals: &'a Signals,
+    pub run: RunState,
+}
+
+impl<T: Real> Trainer<'_, T> {
+    /// Trains to the end, or to a signal.
+    pub(crate) fn run(&mut self) -> Result<Exit, TrainError> {
+        let steps = self.feed.deal.steps();
+        let last_step = self.recipe.train.max_steps.unwrap_or(u64::MAX);
+        let begin = Instant::now();
+        let first = self.position.global_step;
+        while self.position.epoch < self.recipe.train.epochs && self.position.global_step < last_step {
+            self.feed.seek(self.position.epoch, self.position.step)?;
+            while self.position.step < steps && self.position.global_step < last_step {
+                match self.requested()? {
+                    Request::Preempt => return self.save_and(Exit::Preempted),
+                    Request::Stop => return self.save_and(Exit::Terminated),
+                    Request::None | Request::Reopen => {}
+                }
+                let values = self.step(steps)?;
+                let pace = (self.position.global_step - first) as f64 / begin.elapsed().as_secs_f64();
+                self.record(&values, steps, pace);
+                if let Some(every) = self.recipe.output.checkpoint_steps
+                    && self.position.global_step.is_multiple_of(every)
+                    && self.position.step < steps
+                {
+                    self.save()?;
+                }
+            }
+            if self.position.step == steps {
+                self.end_epoch()?;
+            }
+        }
+        self.save_and(Exit::Done)
+    }
+
+    /// The strongest request of any rank: a signal to one is enough.
+    fn requested(&mut self) -> Result<Request, TrainError> {
+        let own = self.lead.as_ref().map_or(Request::None, |l| l.signals.take());
+        if let (Request::Reopen, Some(lead)) = (own, &mut self.lead) {
+            lead.journal.reopen();
+        }
+        Ok(Request::strongest(self.engine.comm().all_reduce_or(own.bit())?))
+    }
+
+    fn moment(&self, steps: usize) -> Moment {
+        let (epoch, step) = (self.position.epoch, self.position.step);
+        Moment { epoch, step, steps_per_epoch: steps, epochs: self.recipe.train.epochs }
+    }
+
+    fn lr(&self, steps: usize) -> f64 {
+        self.recipe.schedule.lr(self.base_lr, self.moment(steps))
+    }
+
+    fn step(&mut self, steps: usize) -> Result<StepValues, TrainError> {
+        let (micros, all_units, bad) = self.feed.step(self.position.step)?;
+        self.note_bad(&bad)?;
+        let mut slots: HashMap<String, f64> =
+            self.slots.iter().map(|s| (s.name.clone(), ramp(s.ramp, self.position.epoch))).collect();
+        slots.insert("lr".to_string(), self.lr(steps));
+        slots.insert("ema_decay".to_string(), self.recipe.train.ema_decay.unwrap_or(0.0));
+        let values = self.engine.step(&StepInputs { micros: &micros, all_units: &all_units, slots: &slots })?;
+        if let Some((path, op)) = values.nonfinite.clone() {
+            self.position.skipped += 1;
+            if self.recipe.train.on_nonfinite == OnNonfinite::Stop || self.position.skipped >= MAX_SKIPPED {
+                self.position.skipped = 0;
+                self.save()?;
+                return Err(TrainError::NonFinite { step: self.position.global_step + 1, path, op });
+            }
+        } else {
+            self.position.skipped = 0;
+        }
+        self.position.step += 1;
+        self.position.global_step += 1;
+        self.position.forwards += all_units.len() as u64;
+        Ok(values)
+    }
+
+    /// Counts bad samples against the limit and lists them.
+    fn note_bad(&mut self, bad: &[data::BadSample]) -> Result<(), TrainError> {
+        self.bad += bad.len();
+        if let (Some(lead), false) = (&mut self.lead, bad.is_empty()) {
+            lead.journal.bad_samples(bad);
+        }
+        let (seen, max) = (self.feed.units, self.recipe.data.max_bad);
+        match bad.first() {
+            Some(first) if self.bad as f64 > max * seen as f64 => {
+                let first = format!("{} ({})", first.place, first.reason);
+                Err(TrainError::TooManyBad { bad: self.bad, seen, max, first })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn record(&mut self, values: &StepValues, steps: usize, pace: f64) {
+        let row: Vec<f64> = std::iter::once(values.loss)
+            .chain(values.terms.iter().map(|t| t.1))
+            .chain(values.monitors.iter().map(|m| m.1))
+            .collect();
+        if values.nonfinite.is_none() {
+            self.position.sums.resize(row.len(), 0.0);
+            self.position.sums.iter_mut().zip(&row).for_each(|(s, v)| *s += v);
+        }
+        let before = Moment { step: self.position.step - 1, ..self.moment(steps) };
+        let lr = self.recipe.schedule.lr(self.base_lr, before);
+        let waited = self.feed.waited();
+        if let Some(lead) = &mut self.lead {
+            lead.journal.step(&self.position, values, crate::journal::Pace { lr, steps_per_s: pace, steps, waited });
+        }
+    }
+
+    /// Evaluates where the recipe asks for it, closes the epoch in the log, and saves.
+    fn end_epoch(&mut self) -> Result<(), TrainError> {
+        let epoch = self.position.epoch;
+        let last = epoch + 1 == self.recipe.train.epochs;
+        if last || (epoch + 1).is_multiple_of(self.recipe.eval.every) {
+            let evaluation = self.evaluate()?;
+            let score =
+                Score { epoch, top1: evaluation.accuracy(), top5: evaluation.accuracy5(), loss: evaluation.loss };
+            self.position.last = Some(score);
+            if self.position.best.is_none_or(|b| score.top1 > b.top1) {
+                self.position.best = Some(score);
+            }
+            if let Some(lead) = &mut self.lead {
+                lead.journal.evaluation(&self.position, &evaluation);
+            }
+        }
+        if let Some(lead) = &mut self.lead {
+            lead.journal.epoch(&self.position, self.feed.deal.steps());
+        }
+        self.position.epoch += 1;
+        self.position.step = 0;
+        self.position.sums.clear();
+        if !last && (epoch + 1).is_multiple_of(self.recipe.output.checkpoint_every.max(1)) {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn evaluate(&mut self) -> Result<Evaluation, TrainError> {
+        let ema = self.recipe.eval.ema;
+        if ema {
+            snapshot::swap_ema(&mut self.engine);
+        }
+        let result = evaluate(&mut self.engine, self.eval_set, self.recipe.eval.batch, self.recipe.data.workers);
+        if ema {
+            snapshot::swap_ema(&mut self.engine);
+        }
+        result
+    }
+
+    /// A checkpoint at this step. One that fails is a warning; the old ones stand.
+    fn save(&mut self) -> Result<bool, TrainError> {
+        let Some(lead) = &mut self.lead else { return Ok(true) };
+        let groups = snapshot::groups(&self.engine, self.position.forwards)?;
+        let run = RunState {
+            step: self.position.global_step,
+            epoch: self.position.epoch as u64,
+            position: (self.position.step * self.recipe.train.global_batch) as u64,
+            recipe: self.recipe_text.to_string(),
+            score: self.position.last.filter(|_| self.position.step == 0).map(|s| s.top1),
+            state: serde_json::to_value(&self.position).unwrap_or_default(),
+            ..lead.run.clone()
+        };
+        lead.journal.sync();
+        match lead.checkpoints.save(&Snapshot { run, groups }) {
+            Ok(report) => {
+                lead.journal.saved(&self.position, &report);
+                Ok(true)
+            }
+            Err(why) => {
+                lead.journal.save_failed(&self.position, &why.to_string());
+                Ok(false)
+            }
+        }
+    }
+
+    fn save_and(&mut self, exit: Exit) -> Result<Exit, TrainError> {
+        let saved = self.save()?;
+        if let Some(lead) = &mut self.lead {
+            lead.journal.finish();
+            if !saved {
+                let newest = lead.checkpoints.load_newest().ok().and_then(|l| l.snapshot).map(|s| s.run.step);
+                let newest = newest.map_or("none".to_string(), |s| format!("step-{s}"));
+                return Err(TrainError::FinalSave(lead.journal.last_failure(), newest));
+            }
+        }
+        Ok(exit)
+    }
+}

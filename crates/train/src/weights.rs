@@ -1,0 +1,100 @@
+//! Weights between states and files: published names, filters as KCRS in files and KRSC in memory.
+
+use crate::error::TrainError;
+use cpu::{Executor, Real};
+use graph::{Graph, StateKind};
+use nets::{EntryValue, state_dict};
+use plan::{StateEntry, StateTable};
+use std::path::Path;
+use tensor::safe::{self, Metadata, Tensors};
+use tensor::{HostTensor, KCRS_TO_KRSC, KRSC_TO_KCRS, Shape};
+
+/// Name of a state in files: the student's without its module, others as they are.
+pub(crate) fn published(state: &str) -> &str {
+    state.strip_prefix("student.").unwrap_or(state)
+}
+
+/// A state's values under the published layout.
+pub(crate) fn read_state<T: Real>(executor: &Executor<T>, entry: &StateEntry) -> Result<HostTensor, TrainError> {
+    let values: Vec<f64> = executor.state(entry.offset, entry.shape.elements()).iter().map(|x| x.to_f64()).collect();
+    let tensor = if size_of::<T>() == 8 {
+        HostTensor::new(entry.shape, &values)?
+    } else {
+        let single: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+        HostTensor::new(entry.shape, &single)?
+    };
+    Ok(if entry.shape.rank() == 4 { tensor.permute4(KRSC_TO_KCRS)? } else { tensor })
+}
+
+/// Writes a published tensor into a state. `Err` says what does not fit.
+pub(crate) fn write_state<T: Real>(executor: &mut Executor<T>, entry: &StateEntry, tensor: &HostTensor) -> Result<(), String> {
+    let expected = published_shape(entry.shape);
+    if tensor.shape() != expected {
+        return Err(format!("expected {expected}, got {}", tensor.shape()));
+    }
+    let tensor = if entry.shape.rank() == 4 { tensor.permute4(KCRS_TO_KRSC).map_err(|e| e.to_string())? } else { tensor.clone() };
+    let values = tensor.to_f64().map_err(|e| e.to_string())?;
+    let state = executor.state_mut(entry.offset, values.len());
+    state.iter_mut().zip(values).for_each(|(s, v)| *s = T::of(v));
+    Ok(())
+}
+
+fn published_shape(shape: Shape) -> Shape {
+    if shape.rank() == 4 { Shape::new(&KRSC_TO_KCRS.map(|axis| shape[axis])) } else { shape }
+}
+
+/// A module's parameters and buffers with `num_batches_tracked`, under published names; `prefix` is that of the states
+/// (`student.`, `ema.student.`), `forwards` the training forwards so far.
+pub(crate) fn module_tensors<T: Real>(
+    executor: &Executor<T>,
+    table: &StateTable,
+    graph: &Graph,
+    prefix: &str,
+    forwards: u64,
+) -> Result<Tensors, TrainError> {
+    let mut tensors = Tensors::new();
+    for entry in state_dict(graph, "student") {
+        let tensor = match entry.value {
+            EntryValue::Counter { moves } => HostTensor::new(entry.shape, &[(forwards * moves as u64) as i64])?,
+            EntryValue::State(_) => match table.find(&format!("{prefix}{}", entry.name)) {
+                Some(state) => read_state(executor, state)?,
+                None => continue,
+            },
+        };
+        tensors.insert(entry.name, tensor);
+    }
+    Ok(tensors)
+}
+
+/// Fills the parameters and buffers of `module` (`student.`, `teacher.`) from a file. Every name must be there, and no other.
+pub(crate) fn load_module<T: Real>(
+    executor: &mut Executor<T>,
+    table: &StateTable,
+    module: &str,
+    path: &Path,
+) -> Result<Metadata, TrainError> {
+    let (mut tensors, metadata) = safe::read(path)?;
+    let fail = |reason: String| TrainError::Weights { path: path.to_path_buf(), reason };
+    let mut wrong = Vec::new();
+    let wanted = table.entries.iter().filter(|e| matches!(e.kind, StateKind::Param | StateKind::Buffer));
+    for entry in wanted {
+        let Some(name) = entry.name.strip_prefix(module) else { continue };
+        match tensors.remove(name) {
+            None => wrong.push(format!("{name}: missing, expected {}", published_shape(entry.shape))),
+            Some(tensor) => {
+                if let Err(why) = write_state(executor, entry, &tensor) {
+                    wrong.push(format!("{name}: {why}"));
+                }
+            }
+        }
+    }
+    // What belongs to a method's modules is not this network's; counters are not used.
+    let extra = |name: &&String| !name.ends_with("num_batches_tracked") && !name.starts_with("method.");
+    wrong.extend(tensors.keys().filter(extra).map(|name| format!("{name}: not a tensor of this network")));
+    if wrong.is_empty() {
+        return Ok(metadata);
+    }
+    let more = if wrong.len() > 8 { format!("\n  … and {} more", wrong.len() - 8) } else { String::new() };
+    wrong.truncate(8);
+    Err(fail(format!("the weights do not fit the network; check its name and class count\n  {}{more}", wrong.join("\n  "))))
+}
