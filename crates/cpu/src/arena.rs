@@ -73,7 +73,13 @@ impl Arenas {
 
     /// The operands of a launch. `slot` is the micro-batch whose carried values are made, `None` in an update, which reads
     /// the carried values of all.
-    pub(crate) fn io<'a>(&'a mut self, plan: &Plan, launch: &Launch, slot: Option<usize>, scalars: &'a Scalars) -> Io<'a> {
+    pub(crate) fn io<'a>(
+        &'a mut self,
+        plan: &Plan,
+        launch: &Launch,
+        slot: Option<usize>,
+        scalars: &'a Scalars,
+    ) -> Io<'a> {
         let slot_bytes = plan.placement.layout.carry_bytes;
         let size = |arg: &Arg| plan.placement.storage.size(arg.shape, arg.dtype);
         let at = |loc: Loc| loc.offset + if loc.arena == Arena::Carry { slot.unwrap_or(0) * slot_bytes } else { 0 };
@@ -115,7 +121,8 @@ impl Arenas {
 }
 
 fn disjoint(ranges: &[(&Arg, (*mut u8, usize))]) -> bool {
-    let mut spans: Vec<_> = ranges.iter().filter(|r| r.1.1 > 0).map(|r| (r.1.0 as usize, r.1.0 as usize + r.1.1)).collect();
+    let mut spans: Vec<_> =
+        ranges.iter().filter(|r| r.1.1 > 0).map(|r| (r.1.0 as usize, r.1.0 as usize + r.1.1)).collect();
     spans.sort();
     spans.windows(2).all(|w| w[0].1 <= w[1].0)
 }

@@ -3,7 +3,7 @@
 //! x̂ = (x − mean) · rstd, rstd = 1 / sqrt(var + eps). Rows are pixels; each of `groups` equal runs of rows has statistics of
 //! its own. A mask holds a bit per element, bit i mod 8 of byte i / 8: where y > 0.
 
-use crate::elementwise::{Tile, apply, block_rows, column_sums, for_blocks, map, relu, tile};
+use crate::elementwise::{Tile, apply, block_rows, column_sums, for_block_pairs, map, relu, tile};
 use crate::io::{Io, Real};
 use graph::{BnArgs, StatsSource};
 use rayon::prelude::*;
@@ -59,10 +59,7 @@ impl Moments {
         let [sums] = column_sums([x], &[], c, |x, []| x);
         let mean: Vec<f64> = sums.iter().map(|sum| sum / count).collect();
         let tile = tile(c, |channel| [T::of(mean[channel])]);
-        let [squares] = column_sums([x], &tile, c, |[x], [centre]| [(x - centre) * (x - centre)]);
-        // The centre was rounded to T; Σ (x − mean)² = Σ (x − centre)² − count (mean − centre)².
-        let shift = |c: usize| mean[c] - tile[0][c].to_f64();
-        let m2 = squares.iter().enumerate().map(|(c, sum)| (sum - count * shift(c) * shift(c)).max(0.0)).collect();
+        let [m2] = column_sums([x], &tile, c, |[x], [mean]| [(x - mean) * (x - mean)]);
         Moments { count, mean, m2 }
     }
 
@@ -118,7 +115,7 @@ pub(crate) fn apply_act<T: Real>(io: &mut Io<'_>, bn: BnArgs, with_relu: bool) {
     let tiles = tiles(layout, |g, channel| [mean[at(g, channel)], scale(g, channel), beta[channel]]);
     let (y, mask) = io.outputs.split_at_mut(1);
     let mask = mask.first_mut().map(|m| m.u8()).unwrap_or_default();
-    for_blocks((y[0].real(), layout.block), (mask, layout.block / 8), |i, y, mask| {
+    for_block_pairs((y[0].real(), layout.block), (mask, layout.block / 8), |i, y, mask| {
         let start = i * layout.block;
         for (g, range) in layout.runs(start..start + y.len()) {
             let y = &mut y[range.start - start..range.end - start];
@@ -222,7 +219,7 @@ pub(crate) fn grad_apply<T: Real>(io: &mut Io<'_>, bn: BnArgs, source: StatsSour
     });
     let (dx, dshortcut) = io.outputs.split_at_mut(1);
     let dshortcut = dshortcut.first_mut().map(|d| d.real::<T>()).unwrap_or_default();
-    for_blocks((dx[0].real(), layout.block), (dshortcut, layout.block), |i, dx, dshortcut| {
+    for_block_pairs((dx[0].real(), layout.block), (dshortcut, layout.block), |i, dx, dshortcut| {
         let start = i * layout.block;
         let mut masked = vec![];
         let mut dy = &dy[start..start + dx.len()];

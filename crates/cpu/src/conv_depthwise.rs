@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::conv::{Conv, ConvGeom, Epilogue};
 use crate::scratch::with_scratch;
-use crate::simd;
+use crate::simd_rows;
 
 /// Image chunks of wgrad, fixed so that the order of the sums is.
 const CHUNKS: usize = 8;
@@ -21,7 +21,7 @@ pub(crate) fn fprop(conv: &Conv, x: &[f32], w: &[f32], y: &mut [f32], epilogue: 
                 for (q, y) in y.chunks_exact_mut(g.k).enumerate() {
                     let Some(w) = inside(q * g.stride + s, g.pad, g.w) else { continue };
                     let pixel = (row / g.p * g.h + h) * g.w + w;
-                    simd::multiply_add_rows(conv.isa, y, &x[pixel * g.c..][..g.c], &taps[tap * g.c..][..g.c]);
+                    simd_rows::multiply_add(conv.isa, y, &x[pixel * g.c..][..g.c], &taps[tap * g.c..][..g.c]);
                 }
             }
             finish(y, row * g.q * g.k, epilogue);
@@ -39,7 +39,7 @@ pub(crate) fn dgrad(conv: &Conv, dy: &[f32], w: &[f32], dx: &mut [f32], epilogue
                 for (w, dx) in dx.chunks_exact_mut(g.c).enumerate() {
                     let Some(q) = output(w + g.pad, s, g.stride, g.q) else { continue };
                     let pixel = (row / g.h * g.p + p) * g.q + q;
-                    simd::multiply_add_rows(conv.isa, dx, &dy[pixel * g.c..][..g.c], &taps[tap * g.c..][..g.c]);
+                    simd_rows::multiply_add(conv.isa, dx, &dy[pixel * g.c..][..g.c], &taps[tap * g.c..][..g.c]);
                 }
             }
             finish(dx, row * g.w * g.c, epilogue);
@@ -60,7 +60,7 @@ pub(crate) fn wgrad(conv: &Conv, x: &[f32], dy: &[f32], dw: &mut [f32]) {
                         let Some(w) = inside(q * g.stride + s, g.pad, g.w) else { continue };
                         let x = &x[((row / g.p * g.h + h) * g.w + w) * g.c..][..g.c];
                         let dy = &dy[(row * g.q + q) * g.c..][..g.c];
-                        simd::multiply_add_rows(conv.isa, &mut sums[tap * g.c..][..g.c], x, dy);
+                        simd_rows::multiply_add(conv.isa, &mut sums[tap * g.c..][..g.c], x, dy);
                     }
                 }
             }

@@ -8,6 +8,7 @@ use crate::conv_direct::{Direct, Part};
 use crate::conv_winograd::Algorithm;
 use crate::scratch::with_scratch;
 use crate::simd::{self, Begin, GROUP, Output, Product, Rows};
+use crate::simd_rows;
 
 /// Some images, or some rows of one, of source and destination.
 pub(crate) struct Task<'a> {
@@ -163,7 +164,7 @@ impl Task<'_> {
             if inside > lo {
                 let from = &self.src[from as usize * channels + part.source.0 + at.1..];
                 let to = &mut to[lo * block..inside * block];
-                simd::copy_rows(self.direct.isa, (to, block), (from, spacing * channels), count, inside - lo);
+                simd_rows::copy_rows(self.direct.isa, (to, block), (from, spacing * channels), count, inside - lo);
             }
         }
     }

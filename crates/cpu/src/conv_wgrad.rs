@@ -13,6 +13,7 @@ use crate::conv_direct::panels;
 use crate::conv_winograd::{self, Algorithm};
 use crate::scratch::with_scratch;
 use crate::simd::{self, Begin, GROUP, Isa, Output, Product, Rows};
+use crate::simd_rows;
 
 /// Floats of a packed patch block, for L1, and of the packed dy it is multiplied with, for L2.
 const RIGHT_FLOATS: usize = 8 * 1024;
@@ -202,7 +203,7 @@ impl Tiles {
             if there < rows {
                 packed.fill(0.0);
             }
-            simd::copy_rows(isa, (packed, rows), (&dy[first..], step), there, count);
+            simd_rows::copy_rows(isa, (packed, rows), (&dy[first..], step), there, count);
         }
     }
 
@@ -303,7 +304,7 @@ impl Patches<'_> {
             }
         }
         if hi > lo {
-            simd::copy_rows(
+            simd_rows::copy_rows(
                 self.isa,
                 (&mut packed[lo * width..], width),
                 (&row[start(lo) as usize..], step),

@@ -14,7 +14,7 @@ pub(crate) const BLOCK: usize = 1 << 14;
 const RUN: usize = 32;
 
 /// Runs `f(block, part of a, part of b)` over blocks of `a.1` and `b.1` elements, in parallel; `b` may be empty.
-pub(crate) fn for_blocks<A: Send, B: Send>(
+pub(crate) fn for_block_pairs<A: Send, B: Send>(
     a: (&mut [A], usize),
     b: (&mut [B], usize),
     f: impl Fn(usize, &mut [A], &mut [B]) + Sync,
@@ -22,9 +22,14 @@ pub(crate) fn for_blocks<A: Send, B: Send>(
     if a.0.len() <= a.1 {
         return f(0, a.0, b.0);
     }
-    let mut second = b.0.chunks_mut(b.1.max(1));
+    let mut second = b.0.chunks_mut(b.1);
     let blocks: Vec<_> = a.0.chunks_mut(a.1).map(|a| (a, second.next().unwrap_or_default())).collect();
     blocks.into_par_iter().enumerate().for_each(|(i, (a, b))| f(i, a, b));
+}
+
+/// Runs `f(block, part of out)` over blocks of `size` elements, in parallel.
+pub(crate) fn for_blocks<A: Send>(out: &mut [A], size: usize, f: impl Fn(usize, &mut [A]) + Sync) {
+    for_block_pairs((out, size), (&mut [(); 0], 1), |i, out, _| f(i, out));
 }
 
 /// K constants per channel, each repeated over whole rows until it is long enough for an inner loop.
@@ -60,7 +65,7 @@ pub(crate) fn apply<T: Real, const N: usize, const K: usize>(
 
 /// out[i] = f(inputs[i]) in parallel.
 pub(crate) fn map<T: Real, const N: usize>(out: &mut [T], inputs: [&[T]; N], f: impl Fn([T; N]) -> T + Sync) {
-    for_blocks((out, BLOCK), (&mut [(); 0], 1), |i, out, _| {
+    for_blocks(out, BLOCK, |i, out| {
         let inputs = inputs.map(|x| &x[i * BLOCK..][..out.len()]);
         out.iter_mut().enumerate().for_each(|(j, out)| *out = f(inputs.map(|x| x[j])));
     });
@@ -68,7 +73,7 @@ pub(crate) fn map<T: Real, const N: usize>(out: &mut [T], inputs: [&[T]; N], f: 
 
 /// out[i] = f(out[i]) in parallel.
 pub(crate) fn map_in_place<T: Real>(out: &mut [T], f: impl Fn(T) -> T + Sync) {
-    for_blocks((out, BLOCK), (&mut [(); 0], 1), |_, out, _| out.iter_mut().for_each(|y| *y = f(*y)));
+    for_blocks(out, BLOCK, |_, out| out.iter_mut().for_each(|y| *y = f(*y)));
 }
 
 /// Rows of a block of `c` channels; a multiple of 8, so that a block's mask starts at a byte.
@@ -175,7 +180,7 @@ pub(crate) fn add_bias<T: Real>(io: &mut Io<'_>) {
     let (x, bias) = (io.real::<T>(0), io.real::<T>(1));
     let c = bias.len();
     let (tile, size) = (tile(c, |channel| [bias[channel]]), block_rows(c) * c);
-    for_blocks((io.out(), size), (&mut [(); 0], 1), |i, out, _| {
+    for_blocks(io.out(), size, |i, out| {
         apply(out, [&x[i * size..][..out.len()]], &tile, |[x], [bias]| x + bias);
     });
 }
@@ -196,7 +201,7 @@ pub(crate) fn accumulate<T: Real>(io: &mut Io<'_>) {
     if !a.in_place() {
         return map(io.out(), [a.real(), b], |[a, b]| a + b);
     }
-    for_blocks((io.out::<T>(), BLOCK), (&mut [(); 0], 1), |i, out, _| {
+    for_blocks(io.out::<T>(), BLOCK, |i, out| {
         out.iter_mut().zip(&b[i * BLOCK..]).for_each(|(out, &b)| *out += b);
     });
 }

@@ -71,7 +71,7 @@ pub(crate) fn input<T: Real>(io: &mut Io<'_>, args: &ImageArgs, cell: Option<usi
             out.iter_mut().zip(values).for_each(|(out, value)| *out = value);
         }
     };
-    for_blocks((io.out::<T>(), out_h * out_w * c), (&mut [(); 0], 1), |i, out, _| {
+    for_blocks(io.out::<T>(), out_h * out_w * c, |i, out| {
         for (row, out) in out.chunks_exact_mut(out_w * c).enumerate() {
             match &cells {
                 Some(cells) => {
@@ -87,7 +87,7 @@ pub(crate) fn input<T: Real>(io: &mut Io<'_>, args: &ImageArgs, cell: Option<usi
 pub(crate) fn patch_swap<T: Real>(io: &mut Io<'_>, cell: usize) {
     let (x, [n, h, w, c]) = (io.real::<T>(0), std::array::from_fn(|i| io.dims(0)[i]));
     let cells = Cells::new(io.inputs[1].u8(), cell, n, w);
-    for_blocks((io.out::<T>(), h * w * c), (&mut [(); 0], 1), |i, out, _| {
+    for_blocks(io.out::<T>(), h * w * c, |i, out| {
         for (row, out) in out.chunks_exact_mut(w * c).enumerate() {
             for (from, columns) in cells.stretches(i, row, w) {
                 let source = &x[(from * h + row) * w * c..][..w * c];

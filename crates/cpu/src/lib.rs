@@ -21,6 +21,7 @@ mod rows;
 pub mod run;
 mod scratch;
 pub mod simd;
+mod simd_rows;
 mod simd_vector;
 mod simd_winograd;
 mod update;

@@ -1,6 +1,6 @@
 //! Pooling, NHWC: maximum, average and global average, forward and backward.
 
-use crate::elementwise::{column_sums, for_blocks};
+use crate::elementwise::{column_sums, for_block_pairs, for_blocks};
 use crate::io::{Io, Real};
 use graph::PoolArgs;
 
@@ -43,7 +43,7 @@ pub(crate) fn max<T: Real>(io: &mut Io<'_>, pool: PoolArgs) {
     let window = Window::new(pool, io.dims(0), io.outputs[0].shape.dims());
     let (image, row, c) = (window.h * window.w * window.c, window.q * window.c, window.c);
     let (y, argmax) = io.outputs.split_at_mut(1);
-    for_blocks((y[0].real::<T>(), row), (argmax[0].u8(), row), |i, y, argmax| {
+    for_block_pairs((y[0].real::<T>(), row), (argmax[0].u8(), row), |i, y, argmax| {
         let x = &x[i / window.p * image..][..image];
         let mut taps = Vec::with_capacity(pool.kernel * pool.kernel);
         for (q, (y, argmax)) in y.chunks_exact_mut(c).zip(argmax.chunks_exact_mut(c)).enumerate() {
@@ -72,7 +72,7 @@ fn first_max<T: Real, const L: usize>(x: &[T], taps: &[(T, usize)], channel: usi
     for &(tap, at) in taps {
         let x = &x[at + channel..][..L];
         for j in 0..L {
-            let better = x[j] > best[j] || x[j].is_nan();
+            let better = (x[j] > best[j]) | x[j].is_nan();
             best[j] = if better { x[j] } else { best[j] };
             argmax[j] = if better { tap } else { argmax[j] };
         }
@@ -85,7 +85,7 @@ pub(crate) fn max_grad<T: Real>(io: &mut Io<'_>, pool: PoolArgs) {
     let (dy, argmax) = (io.real::<T>(0), io.inputs[1].u8());
     let window = Window::new(pool, io.outputs[0].shape.dims(), io.dims(0));
     let (image, output, c) = (window.h * window.w * window.c, window.p * window.q * window.c, window.c);
-    for_blocks((io.out::<T>(), image), (&mut [(); 0], 1), |n, dx, _| {
+    for_blocks(io.out::<T>(), image, |n, dx| {
         dx.fill(T::ZERO);
         // Where each tap of a window is in the image.
         let mut offsets = [usize::MAX; 256];
@@ -107,7 +107,7 @@ pub(crate) fn average<T: Real>(io: &mut Io<'_>, pool: PoolArgs) {
     let x = io.real::<T>(0);
     let window = Window::new(pool, io.dims(0), io.outputs[0].shape.dims());
     let (image, c, size) = (window.h * window.w * window.c, window.c, T::of((pool.kernel * pool.kernel) as f64));
-    for_blocks((io.out::<T>(), window.q * c), (&mut [(); 0], 1), |i, y, _| {
+    for_blocks(io.out::<T>(), window.q * c, |i, y| {
         let x = &x[i / window.p * image..][..image];
         for (q, y) in y.chunks_exact_mut(c).enumerate() {
             y.fill(T::ZERO);
@@ -124,7 +124,7 @@ pub(crate) fn average_grad<T: Real>(io: &mut Io<'_>, pool: PoolArgs) {
     let dy = io.real::<T>(0);
     let window = Window::new(pool, io.outputs[0].shape.dims(), io.dims(0));
     let (image, c, size) = (window.h * window.w * window.c, window.c, T::of((pool.kernel * pool.kernel) as f64));
-    for_blocks((io.out::<T>(), image), (&mut [(); 0], 1), |n, dx, _| {
+    for_blocks(io.out::<T>(), image, |n, dx| {
         dx.fill(T::ZERO);
         for at in 0..window.p * window.q {
             let dy = &dy[(n * window.p * window.q + at) * c..][..c];
@@ -139,7 +139,7 @@ pub(crate) fn average_grad<T: Real>(io: &mut Io<'_>, pool: PoolArgs) {
 pub(crate) fn global<T: Real>(io: &mut Io<'_>) {
     let (x, c) = (io.real::<T>(0), io.outputs[0].shape[1]);
     let image = x.len() / io.dims(0)[0].max(1);
-    for_blocks((io.out::<T>(), c), (&mut [(); 0], 1), |n, y, _| {
+    for_blocks(io.out::<T>(), c, |n, y| {
         let [sums] = column_sums([&x[n * image..][..image]], &[], c, |x, []| x);
         y.iter_mut().zip(sums).for_each(|(y, sum)| *y = T::of(sum / (image / c) as f64));
     });
@@ -149,7 +149,7 @@ pub(crate) fn global<T: Real>(io: &mut Io<'_>) {
 pub(crate) fn global_grad<T: Real>(io: &mut Io<'_>, hw: [usize; 2]) {
     let (dy, c) = (io.real::<T>(0), io.dims(0)[1]);
     let pixels = T::of((hw[0] * hw[1]) as f64);
-    for_blocks((io.out::<T>(), hw[0] * hw[1] * c), (&mut [(); 0], 1), |n, dx, _| {
+    for_blocks(io.out::<T>(), hw[0] * hw[1] * c, |n, dx| {
         let dy: Vec<T> = dy[n * c..][..c].iter().map(|&dy| dy / pixels).collect();
         dx.chunks_exact_mut(c).for_each(|dx| dx.copy_from_slice(&dy));
     });

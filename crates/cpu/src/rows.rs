@@ -79,7 +79,7 @@ pub(crate) fn scatter_add<T: Real>(io: &mut Io<'_>) {
 pub(crate) fn mix<T: Real>(io: &mut Io<'_>) {
     let (x, permutation, lambda) = (io.real::<T>(0), io.inputs[1].i32(), io.real::<T>(2)[0]);
     let row = x.len() / permutation.len().max(1);
-    for_blocks((io.out::<T>(), row.max(1)), (&mut [(); 0], 1), |i, out, _| {
+    for_blocks(io.out::<T>(), row.max(1), |i, out| {
         let other = &x[permutation[i] as usize * row..][..row];
         map(out, [&x[i * row..][..row], other], |[a, b]| lambda * a + (T::ONE - lambda) * b);
     });
@@ -89,7 +89,7 @@ pub(crate) fn mix<T: Real>(io: &mut Io<'_>) {
 pub(crate) fn mix_grad<T: Real>(io: &mut Io<'_>) {
     let (dy, permutation, lambda) = (io.real::<T>(0), io.inputs[1].i32(), io.real::<T>(2)[0]);
     let row = dy.len() / permutation.len().max(1);
-    for_blocks((io.out::<T>(), row.max(1)), (&mut [(); 0], 1), |i, dx, _| {
+    for_blocks(io.out::<T>(), row.max(1), |i, dx| {
         map(dx, [&dy[i * row..][..row]], |[dy]| lambda * dy);
         for j in (0..permutation.len()).filter(|&j| permutation[j] as usize == i) {
             let dy = &dy[j * row..][..row];

@@ -2,7 +2,7 @@
 //!
 //! Every write to a state is gated by the finite flag of its phase.
 
-use crate::elementwise::{BLOCK, for_blocks, sum};
+use crate::elementwise::{BLOCK, for_block_pairs, for_blocks, sum};
 use crate::io::{Io, Real};
 use graph::{BnRunningLayer, SgdArgs, SlotId};
 
@@ -27,7 +27,7 @@ pub(crate) fn sgd<T: Real>(io: &mut Io<'_>, args: &SgdArgs) {
     for ((param, states), g) in args.params.iter().zip(io.states.chunks_exact_mut(2)).zip(&io.inputs[2..]) {
         let [w, m] = states else { continue };
         let (g, lr, decay) = (g.real::<T>(), T::of(lr * param.lr_factor), T::of(param.weight_decay));
-        for_blocks((w.real::<T>(), BLOCK), (m.real::<T>(), BLOCK), |i, w, m| {
+        for_block_pairs((w.real::<T>(), BLOCK), (m.real::<T>(), BLOCK), |i, w, m| {
             for ((w, m), &g) in w.iter_mut().zip(m).zip(&g[i * BLOCK..]) {
                 let g = clip * g + decay * *w;
                 *m = momentum * *m + g;
@@ -47,7 +47,7 @@ pub(crate) fn ema<T: Real>(io: &mut Io<'_>, decay: SlotId) {
     for states in io.states.chunks_exact_mut(2) {
         let [average, source] = states else { continue };
         let source = &*source.real::<T>();
-        for_blocks((average.real::<T>(), BLOCK), (&mut [(); 0], 1), |i, average, _| {
+        for_blocks(average.real::<T>(), BLOCK, |i, average| {
             average.iter_mut().zip(&source[i * BLOCK..]).for_each(|(a, &s)| *a = keep * *a + take * s);
         });
     }

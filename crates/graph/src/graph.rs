@@ -172,7 +172,17 @@ pub struct Graph {
 impl Graph {
     pub fn new(precision: Precision, units: [usize; 2]) -> Graph {
         let slots = ["lr", "units", "units.previous", "ema_decay"].map(String::from).to_vec();
-        Graph { precision, values: vec![], nodes: vec![], states: vec![], batch: vec![], bn_uses: vec![], slots, units, rolling_units: units[0] }
+        Graph {
+            precision,
+            values: vec![],
+            nodes: vec![],
+            states: vec![],
+            batch: vec![],
+            bn_uses: vec![],
+            slots,
+            units,
+            rolling_units: units[0],
+        }
     }
 
     pub fn value(&self, id: ValueId) -> &Value {
@@ -310,12 +320,10 @@ impl Graph {
         use crate::op::Axis;
         let rows = |i: usize| self.value(inputs[i]).rows;
         match op {
-            Op::Concat { axis: Axis::Batch } => {
-                inputs.iter().fold(Rows::default(), |sum, &i| {
-                    let r = self.value(i).rows;
-                    Rows([sum.0[0] + r.0[0], sum.0[1] + r.0[1]])
-                })
-            }
+            Op::Concat { axis: Axis::Batch } => inputs.iter().fold(Rows::default(), |sum, &i| {
+                let r = self.value(i).rows;
+                Rows([sum.0[0] + r.0[0], sum.0[1] + r.0[1]])
+            }),
             Op::Slice { axis: Axis::Batch, len, .. } => {
                 let role = usize::from(rows(0).0[0] == 0);
                 let mut sliced = Rows::default();

@@ -71,7 +71,13 @@ pub fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Outputs, Stri
             let ([m, k], [k2, n]) = (oriented(dims(0, 2)?, a.ta), oriented(dims(1, 2)?, a.tb));
             if k == k2 { one(&[m, n], a.dtype) } else { Err(format!("inner sizes {k} and {k2}")) }
         }
-        Op::AddBias => if last(at(0)) == at(1).elements() { same(0) } else { Err("bias length".into()) },
+        Op::AddBias => {
+            if last(at(0)) == at(1).elements() {
+                same(0)
+            } else {
+                Err("bias length".into())
+            }
+        }
         Op::ColumnSum => one(&[last(at(0))], acc),
         Op::BnStats { groups } => {
             let n = at(0).dims()[0];
@@ -139,8 +145,12 @@ fn arity(op: &Op) -> (usize, usize) {
         Op::ImageInput(a) => (1 + usize::from(a.crop) + usize::from(a.flip), 3),
         Op::ImageSwap { image: a, .. } => (2 + usize::from(a.crop) + usize::from(a.flip), 4),
         Op::Unslice { .. } | Op::ScatterAddRows { .. } => (1, 2),
-        Op::Slice { .. } | Op::ColumnSum | Op::BnStats { .. } | Op::Unary(_) | Op::Scale(_) | Op::Zero | Op::Detach => (1, 1),
-        Op::MaxPool(_) | Op::AvgPool(_) | Op::AvgPoolGrad { .. } | Op::GlobalAvgPool | Op::GlobalAvgPoolGrad { .. } => (1, 1),
+        Op::Slice { .. } | Op::ColumnSum | Op::BnStats { .. } | Op::Unary(_) | Op::Scale(_) | Op::Zero | Op::Detach => {
+            (1, 1)
+        }
+        Op::MaxPool(_) | Op::AvgPool(_) | Op::AvgPoolGrad { .. } | Op::GlobalAvgPool | Op::GlobalAvgPoolGrad { .. } => {
+            (1, 1)
+        }
         Op::Softmax { .. } | Op::RollingRows { .. } | Op::Reduce | Op::Carry => (1, 1),
         Op::PatchSwap { .. } | Op::GatherRows | Op::Conv(_) | Op::ConvWgrad { .. } | Op::AddBias => (2, 2),
         Op::UnaryGrad(_) | Op::Binary(_) | Op::MaxPoolGrad { .. } | Op::Correct { .. } | Op::Accumulate => (2, 2),
@@ -223,7 +233,9 @@ fn row_loss(graph: &Graph, term: &RowTerm, inputs: &[ValueId]) -> Result<(), Str
         return Err("logits must be [n, k]".into());
     }
     match term.kind {
-        RowKind::CrossEntropy { .. } if target.dtype != Dtype::I32 || target.shape.elements() != student.shape.dims()[0] => {
+        RowKind::CrossEntropy { .. }
+            if target.dtype != Dtype::I32 || target.shape.elements() != student.shape.dims()[0] =>
+        {
             Err("labels must be i32 [n]".into())
         }
         RowKind::CrossEntropy { .. } => Ok(()),

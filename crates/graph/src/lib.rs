@@ -16,18 +16,18 @@ mod verify;
 pub use expr::{Builder, Expr};
 pub use gradient::{Cotangents, gradient};
 pub use graph::{
-    BatchInput, BnUse, Graph, Init, Node, NodeId, Place, Precision, Rows, Section, SlotId, Source, State, StateId, StateKind, Value,
-    ValueId,
+    BatchInput, BnUse, Graph, Init, Node, NodeId, Place, Precision, Rows, Section, SlotId, Source, State, StateId,
+    StateKind, Value, ValueId,
 };
 pub use infer::{conv_out, infer};
 pub use loss::{Commit, Loss, LossTerm, Losses, Monitor};
 pub use net::{BnMode, ConvSpec, InitScheme, Net, Taps};
 pub use op::{
-    Axis, Binary, BnArgs, BnRunningLayer, ConvArgs, Divisor, ImageArgs, MaskRule, MatmulArgs, Op, PoolArgs, RowKind, RowMask, RowTable,
-    RowTableTerm, RowTerm, RowView, SgdArgs, SgdParam, Side, StatsSource, Unary, Weight,
+    Axis, Binary, BnArgs, BnRunningLayer, ConvArgs, Divisor, ImageArgs, MaskRule, MatmulArgs, Op, PoolArgs, RowKind,
+    RowMask, RowTable, RowTableTerm, RowTerm, RowView, SgdArgs, SgdParam, Side, StatsSource, Unary, Weight,
 };
 pub use spec::{
-    Augment, CellRule, DrawKind, DrawSpec, Method, Network, PairRule, PhaseSpec, Ramp, Sampler, Setting, SlotSpec, Spec, StateSpec,
-    StateUse, Step, StepInput, TrainRange, View,
+    Augment, CellRule, DrawKind, DrawSpec, Method, Network, PairRule, PhaseSpec, Ramp, Sampler, Setting, SlotSpec,
+    Spec, StateSpec, StateUse, Step, StepInput, TrainRange, View,
 };
 pub use verify::{GraphError, verify};

@@ -161,9 +161,7 @@ impl<'g> Net<'g> {
                 self.builder.edit(|g| g.bn_uses.push(BnUse { mean, var, stats: stats_ids, updates }));
                 (groups, StatsSource::Batch, stats)
             }
-            BnMode::Eval => {
-                (1, StatsSource::Running, [mean, var].map(|s| self.builder.read(s)).to_vec())
-            }
+            BnMode::Eval => (1, StatsSource::Running, [mean, var].map(|s| self.builder.read(s)).to_vec()),
         };
         let bn = BnArgs { eps: 1e-5, groups };
         self.builder.push(Op::BnApply { bn, source }, &[x, stats[0], stats[1], gamma, beta], &path)[0]

@@ -146,9 +146,13 @@ pub enum RowKind {
 pub enum RowMask {
     All,
     /// Rows where max softmax(m) ≥ threshold, m being the mask's logits.
-    Confident { threshold: f64 },
+    Confident {
+        threshold: f64,
+    },
     /// Rows where softmax(m)[label] compares to softmax(other)[label] as the rule says; inputs m, other, label.
-    LabelProb { rule: MaskRule },
+    LabelProb {
+        rule: MaskRule,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -231,31 +235,57 @@ pub enum Op {
     /// pixels u8 [n,h,w,c], [crop i32 [n,2]], [flip i32 [n]] → [n,oh,ow,c]
     ImageInput(ImageArgs),
     /// image [2n,h,w,c], mask u8 [n,cells] → image with masked cells exchanged between rows i and n+i. Its own inverse.
-    PatchSwap { cell: usize },
+    PatchSwap {
+        cell: usize,
+    },
     /// Fused: ImageInput then PatchSwap in one pass. Inputs of both.
-    ImageSwap { image: ImageArgs, cell: usize },
+    ImageSwap {
+        image: ImageArgs,
+        cell: usize,
+    },
     /// x [n,..], permutation i32 [n], λ [] → λ x + (1 − λ) x[permutation]
     MixRows,
     /// dy, permutation, λ → dx of MixRows
     MixRowsGrad,
     // ---- rows and channels
-    Concat { axis: Axis },
-    Slice { axis: Axis, start: usize, len: usize },
+    Concat {
+        axis: Axis,
+    },
+    Slice {
+        axis: Axis,
+        start: usize,
+        len: usize,
+    },
     /// dy → zeros of width `total` with dy at `start`: the gradient of Slice
-    Unslice { axis: Axis, start: usize, total: usize },
+    Unslice {
+        axis: Axis,
+        start: usize,
+        total: usize,
+    },
     /// x [m,..], index i32 [n] → x[index]
     GatherRows,
     /// dy [n,..], index i32 [n] → [rows,..], rows added in order
-    ScatterAddRows { rows: usize },
+    ScatterAddRows {
+        rows: usize,
+    },
     // ---- linear maps
     /// x NHWC, w KRSC → NPQK
     Conv(ConvArgs),
     /// dy NPQK, w KRSC, [dx of the other branch] → dx NHWC of height and width `hw`
-    ConvDgrad { conv: ConvArgs, hw: [usize; 2] },
+    ConvDgrad {
+        conv: ConvArgs,
+        hw: [usize; 2],
+    },
     /// x NHWC, dy NPQK → dw KRSC
-    ConvWgrad { conv: ConvArgs, kernel: [usize; 2] },
+    ConvWgrad {
+        conv: ConvArgs,
+        kernel: [usize; 2],
+    },
     /// Fused, for frozen networks: conv, bias, [add], [relu]. x, w, bias, [shortcut] → y
-    ConvAct { conv: ConvArgs, relu: bool },
+    ConvAct {
+        conv: ConvArgs,
+        relu: bool,
+    },
     /// a, b, [bias [n]] → c
     Matmul(MatmulArgs),
     /// x [..,c], bias [c] → x + bias
@@ -264,17 +294,35 @@ pub enum Op {
     ColumnSum,
     // ---- batch norm
     /// x → mean [g,c], biased variance [g,c], unbiased variance [g,c]
-    BnStats { groups: usize },
+    BnStats {
+        groups: usize,
+    },
     /// x, mean, var, γ, β → γ (x − mean) / sqrt(var + eps) + β
-    BnApply { bn: BnArgs, source: StatsSource },
+    BnApply {
+        bn: BnArgs,
+        source: StatsSource,
+    },
     /// Fused: BnApply, [add], [relu]. x, mean, var, γ, β, [shortcut] → y, [mask: a bit per element of y > 0]
-    BnAct { bn: BnArgs, source: StatsSource, relu: bool, mask: bool },
+    BnAct {
+        bn: BnArgs,
+        source: StatsSource,
+        relu: bool,
+        mask: bool,
+    },
     /// dy, x, mean, var, [mask] → dγ [c], dβ [c], sums [g,2,c] (Σdy, Σdy·x̂ per group)
-    BnGradSums { bn: BnArgs },
+    BnGradSums {
+        bn: BnArgs,
+    },
     /// dy, x, mean, var, γ, sums, [mask] → dx, [dshortcut: dy under the mask]
-    BnGradApply { bn: BnArgs, source: StatsSource, shortcut: bool },
+    BnGradApply {
+        bn: BnArgs,
+        source: StatsSource,
+        shortcut: bool,
+    },
     /// w KRSC, mean, var, γ, β → w·s, β − mean·s with s = γ / sqrt(var + eps)
-    FoldBn { eps: f64 },
+    FoldBn {
+        eps: f64,
+    },
     // ---- elementwise
     Unary(Unary),
     /// dy, y → dx
@@ -289,30 +337,53 @@ pub enum Op {
     /// x → y, argmax u8 (index within the window, row-major)
     MaxPool(PoolArgs),
     /// dy, argmax → dx
-    MaxPoolGrad { pool: PoolArgs, hw: [usize; 2] },
+    MaxPoolGrad {
+        pool: PoolArgs,
+        hw: [usize; 2],
+    },
     /// Divides by the whole window, padding included.
     AvgPool(PoolArgs),
-    AvgPoolGrad { pool: PoolArgs, hw: [usize; 2] },
+    AvgPoolGrad {
+        pool: PoolArgs,
+        hw: [usize; 2],
+    },
     /// [n,h,w,c] → [n,c]
     GlobalAvgPool,
-    GlobalAvgPoolGrad { hw: [usize; 2] },
+    GlobalAvgPoolGrad {
+        hw: [usize; 2],
+    },
     // ---- losses
     /// softmax(x / T) of each row
-    Softmax { temperature: f64 },
+    Softmax {
+        temperature: f64,
+    },
     /// Rolling state → the rows of it that belong to this micro-batch
-    RollingRows { rows: usize },
+    RollingRows {
+        rows: usize,
+    },
     /// student [n,k], target (label i32 [n], probabilities or logits [n,k]), [mask inputs] → value []
     RowLoss(RowTerm),
     /// inputs of RowLoss → gradient of one side times the weight
-    RowLossGrad { term: RowTerm, side: Side, weight: Weight },
+    RowLossGrad {
+        term: RowTerm,
+        side: Side,
+        weight: Weight,
+    },
     /// Fused: every row loss and its gradients.
     RowLosses(Box<RowTable>),
     /// a, b → Σ (a − b)² / divisor, value []
-    SquaredError { divisor: Divisor },
+    SquaredError {
+        divisor: Divisor,
+    },
     /// a, b → 2 weight (a − b) / divisor
-    SquaredErrorGrad { divisor: Divisor, weight: Weight },
+    SquaredErrorGrad {
+        divisor: Divisor,
+        weight: Weight,
+    },
     /// logits [n,k], label i32 [n] → counts [2]: rows whose label is first, and among the first `k`
-    Correct { k: usize },
+    Correct {
+        k: usize,
+    },
     // ---- between body and update
     /// Body value → its sum over micro-batches and ranks
     Reduce,
@@ -320,19 +391,31 @@ pub enum Op {
     Carry,
     // ---- update
     /// gradients and loss values → Σ g² over the first `grads` inputs, finite flag (1 or 0)
-    GradNorm { grads: usize },
+    GradNorm {
+        grads: usize,
+    },
     /// dst += src, in the gradient arena: terms that no image enters
     Accumulate,
     /// norm², finite, then a gradient per parameter
     Sgd(Box<SgdArgs>),
     /// finite → ema ← d·ema + (1 − d)·source, d in a slot
-    Ema { pairs: Vec<(StateId, StateId)>, decay: SlotId },
+    Ema {
+        pairs: Vec<(StateId, StateId)>,
+        decay: SlotId,
+    },
     /// finite, then carried mean and unbiased variance per layer → running statistics, in (micro-batch, forward, group) order
-    BnRunning { momentum: f64, layers: Vec<BnRunningLayer> },
+    BnRunning {
+        momentum: f64,
+        layers: Vec<BnRunningLayer>,
+    },
     /// finite, carried value [m,..] → state [m·rows,..]: rolling state, the state's rows in global order
-    Assign { state: StateId },
+    Assign {
+        state: StateId,
+    },
     /// finite, carried index [m,n], carried rows [m,n,..] → state[index] = rows, the highest slot wins
-    ScatterRows { state: StateId },
+    ScatterRows {
+        state: StateId,
+    },
 }
 
 /// The running statistics of one batch norm.

@@ -258,7 +258,9 @@ impl<'g> Step<'g> {
             inputs.push(self.input(&draw("flip"), &[], rows, (Dtype::I32, role)));
         }
         let path = format!("input/{name}");
-        if let Some(made) = self.builder.graph().nodes.iter().find(|n| n.path == path && n.place.phase == self.builder.phase()) {
+        if let Some(made) =
+            self.builder.graph().nodes.iter().find(|n| n.path == path && n.place.phase == self.builder.phase())
+        {
             return self.builder.expr(made.outputs[0]);
         }
         self.builder.push(Op::ImageInput(input.image), &inputs, &path)[0]
@@ -302,7 +304,8 @@ impl<'g> Step<'g> {
             }
             let mut per_unit = Rows::default();
             per_unit.0[role] = rows as u32;
-            let dims: Vec<usize> = (rows > 0).then(|| g.count_rows(per_unit)).into_iter().chain(row.iter().copied()).collect();
+            let dims: Vec<usize> =
+                (rows > 0).then(|| g.count_rows(per_unit)).into_iter().chain(row.iter().copied()).collect();
             let source = Source::Batch(g.batch.len() as u32);
             let value = g.add_value(Value { shape: Shape::new(&dims), dtype, rows: per_unit, source });
             g.batch.push(BatchInput { name: name.to_string(), value });

@@ -81,7 +81,10 @@ impl Display for Op {
             Op::Concat { axis } => write!(f, "({axis:?})"),
             Op::Slice { axis, start, len } => write!(f, "({axis:?}, {start}..{})", start + len),
             Op::Unslice { axis, start, total } => write!(f, "({axis:?}, from {start} of {total})"),
-            Op::Conv(a) | Op::ConvDgrad { conv: a, .. } | Op::ConvWgrad { conv: a, .. } | Op::ConvAct { conv: a, .. } => {
+            Op::Conv(a)
+            | Op::ConvDgrad { conv: a, .. }
+            | Op::ConvWgrad { conv: a, .. }
+            | Op::ConvAct { conv: a, .. } => {
                 write!(f, "(stride {}, pad {}", a.stride, a.pad)?;
                 if a.groups > 1 {
                     write!(f, ", groups {}", a.groups)?;
@@ -97,9 +100,13 @@ impl Display for Op {
             Op::Scale(weight) => write!(f, "({})", weight.factor),
             Op::MaxPool(a) | Op::AvgPool(a) => write!(f, "({}, stride {}, pad {})", a.kernel, a.stride, a.pad),
             Op::RowLoss(term) => write!(f, "({:?})", term.kind),
-            Op::RowLossGrad { term, side, weight } => write!(f, "({:?}, {side:?}, weight {})", term.kind, weight.factor),
+            Op::RowLossGrad { term, side, weight } => {
+                write!(f, "({:?}, {side:?}, weight {})", term.kind, weight.factor)
+            }
             Op::RowLosses(table) => write!(f, "({} terms)", table.terms.len()),
-            Op::Sgd(args) => write!(f, "({} tensors{})", args.params.len(), if args.nesterov { ", nesterov" } else { "" }),
+            Op::Sgd(args) => {
+                write!(f, "({} tensors{})", args.params.len(), if args.nesterov { ", nesterov" } else { "" })
+            }
             Op::Ema { pairs, .. } => write!(f, "({} tensors)", pairs.len()),
             Op::BnRunning { layers, .. } => write!(f, "({} layers)", layers.len()),
             _ => Ok(()),

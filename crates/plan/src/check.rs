@@ -72,7 +72,8 @@ impl Memory<'_> {
     fn write(&mut self, arg: &Arg, tag: Tag, micro: usize) {
         let (start, end) = self.range(arg, micro);
         let arena = arg.loc.arena;
-        let hit: Vec<_> = self.written.range((arena, 0)..(arena, end)).filter(|(_, v)| v.0 > start).map(|(k, v)| (*k, *v)).collect();
+        let hit: Vec<_> =
+            self.written.range((arena, 0)..(arena, end)).filter(|(_, v)| v.0 > start).map(|(k, v)| (*k, *v)).collect();
         for ((_, s), (e, old)) in hit {
             self.written.remove(&(arena, s));
             if s < start {

@@ -40,7 +40,8 @@ fn split_sections(step: &StepGraph) -> StepGraph {
     let mut nodes = step.graph.nodes.clone();
     for i in (0..nodes.len()).rev() {
         let free = |id: &ValueId| {
-            !fed[id.0 as usize] && readers[id.0 as usize].iter().all(|r| nodes[r.0 as usize].place.section == Section::Update)
+            !fed[id.0 as usize]
+                && readers[id.0 as usize].iter().all(|r| nodes[r.0 as usize].place.section == Section::Update)
         };
         if nodes[i].outputs.iter().all(free) {
             nodes[i].place.section = Section::Update;

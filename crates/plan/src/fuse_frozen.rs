@@ -32,7 +32,8 @@ pub(crate) fn frozen_groups(step: &StepGraph) -> StepGraph {
         let inputs = [x, folded[0], folded[1]].into_iter().chain(shortcut).collect();
         let outputs = rewrite.graph.node(last).outputs.clone();
         let place = rewrite.graph.node(last).place;
-        let fused = Node { op: Op::ConvAct { conv: args, relu }, inputs, outputs, path: conv_path(step, conv_id), place };
+        let fused =
+            Node { op: Op::ConvAct { conv: args, relu }, inputs, outputs, path: conv_path(step, conv_id), place };
         rewrite.drop_node(conv_id);
         rewrite.drop_node(id);
         if shortcut.is_some() && relu {

@@ -47,7 +47,10 @@ pub(crate) fn row_losses(step: &StepGraph) -> StepGraph {
     }
     let fused = rewrite.finish();
     // Slices of logits and labels that only the losses read are gone with them.
-    let roots: Vec<_> = fused.phases.iter().flat_map(|p| p.losses.outputs.iter().map(|o| o.1).chain(p.norm.into_iter().flatten()))
+    let roots: Vec<_> = fused
+        .phases
+        .iter()
+        .flat_map(|p| p.losses.outputs.iter().map(|o| o.1).chain(p.norm.into_iter().flatten()))
         .chain(fused.phases.iter().flat_map(|p| p.reduced.iter().map(|r| r.1)))
         .collect();
     StepGraph { graph: fused.graph.pruned(&roots), phases: fused.phases }
@@ -115,7 +118,8 @@ impl Table {
         let found = (0..self.terms.len())
             .find(|&i| self.terms[i].term == line.term && self.operands[i] == line.operands && free(&self.terms[i]));
         found.unwrap_or_else(|| {
-            let like = (0..self.terms.len()).find(|&i| self.terms[i].term == line.term && self.operands[i] == line.operands);
+            let like =
+                (0..self.terms.len()).find(|&i| self.terms[i].term == line.term && self.operands[i] == line.operands);
             let like = like.expect("a gradient belongs to a loss of the phase");
             let Value { shape, dtype, rows, source } = *step.graph.value(self.values[like]);
             let value = rewrite.graph.add_value(Value { shape, dtype, rows, source });

@@ -55,7 +55,12 @@ pub struct Options {
 
 /// Runs all passes. `states` is the table of the run's state: plans of one run share it. `layout`, when given, is that
 /// of the full-size step, so that bodies of another shape reduce into the same arena.
-pub fn compile(step: StepGraph, options: &Options, states: &mut StateTable, layout: Option<&Layout>) -> Result<Plan, PlanError> {
+pub fn compile(
+    step: StepGraph,
+    options: &Options,
+    states: &mut StateTable,
+    layout: Option<&Layout>,
+) -> Result<Plan, PlanError> {
     let verified = |step: StepGraph, pass: &str| graph::verify(&step.graph, pass).map(|()| step);
     let step = verified(differentiate(&step), "differentiate")?;
     let step = verified(optimize(&step, &options.optimizer, options.keep_outputs), "optimize")?;

@@ -5,7 +5,8 @@
 
 use crate::step::{Grad, Phase, StepGraph};
 use graph::{
-    Axis, BnRunningLayer, Commit, Graph, Init, Op, Place, Section, SgdArgs, SgdParam, SlotId, Source, State, StateId, StateKind, ValueId,
+    Axis, BnRunningLayer, Commit, Graph, Init, Op, Place, Section, SgdArgs, SgdParam, SlotId, Source, State, StateId,
+    StateKind, ValueId,
 };
 
 /// Optimizer constants of a recipe.
@@ -26,7 +27,15 @@ pub struct OptimizerArgs {
 impl Default for OptimizerArgs {
     fn default() -> OptimizerArgs {
         let (momentum, weight_decay, bn_momentum) = (0.9, 5e-4, 0.1);
-        OptimizerArgs { momentum, nesterov: false, weight_decay, decay_bn_bias: true, clip_norm: None, ema: false, bn_momentum }
+        OptimizerArgs {
+            momentum,
+            nesterov: false,
+            weight_decay,
+            decay_bn_bias: true,
+            clip_norm: None,
+            ema: false,
+            bn_momentum,
+        }
     }
 }
 
@@ -173,7 +182,12 @@ impl Update<'_> {
                 let path = self.graph.producer(u.stats[0]).map(|n| n.path.clone()).unwrap_or_default();
                 inputs.extend(u.stats.map(|s| self.carry(s, &path)));
             }
-            layers.push(BnRunningLayer { mean: first.mean, var: first.var, updates: first.updates, forwards: same.len() });
+            layers.push(BnRunningLayer {
+                mean: first.mean,
+                var: first.var,
+                updates: first.updates,
+                forwards: same.len(),
+            });
         }
         self.push(Op::BnRunning { momentum, layers }, &inputs, "update/bn_running");
     }

@@ -115,7 +115,13 @@ pub struct Placement {
 
 pub(crate) const ALIGN: usize = 256;
 
-pub fn place(step: &StepGraph, reduce: &ReduceLayout, storage: Storage, table: &mut StateTable, shared: Option<&Layout>) -> Placement {
+pub fn place(
+    step: &StepGraph,
+    reduce: &ReduceLayout,
+    storage: Storage,
+    table: &mut StateTable,
+    shared: Option<&Layout>,
+) -> Placement {
     let graph = &step.graph;
     let states = locate_states(graph, storage, table);
     let layout = shared.cloned().unwrap_or_else(|| new_layout(step, reduce, storage));
@@ -274,8 +280,12 @@ pub(crate) fn peak_bytes(graph: &Graph, storage: Storage) -> usize {
         change[life.start] += bytes;
         change[life.end + 1] -= bytes;
     }
-    change.iter().scan(0, |live, c| {
-        *live += c;
-        Some(*live as usize)
-    }).max().unwrap_or(0)
+    change
+        .iter()
+        .scan(0, |live, c| {
+            *live += c;
+            Some(*live as usize)
+        })
+        .max()
+        .unwrap_or(0)
 }

@@ -35,7 +35,8 @@ fn line(plan: &Plan, launch: &Launch, live: usize, f: &mut Formatter<'_>) -> Res
     let name = |v: ValueId| plan.graph.name(v);
     let inputs: Vec<_> = launch.inputs.iter().take(6).map(|a| name(a.value)).collect();
     let more = if launch.inputs.len() > 6 { format!(", … {} more", launch.inputs.len() - 6) } else { String::new() };
-    let outputs: Vec<_> = launch.outputs.iter().map(|a| format!("{} {}{}", name(a.value), a.dtype.name(), a.shape)).collect();
+    let outputs: Vec<_> =
+        launch.outputs.iter().map(|a| format!("{} {}{}", name(a.value), a.dtype.name(), a.shape)).collect();
     let at = launch.outputs.first().map_or(String::new(), |a| place_of(a.loc));
     let (read, written, flops) = (unit(launch.cost.read), unit(launch.cost.written), unit(launch.cost.flops));
     writeln!(
@@ -91,12 +92,19 @@ impl Plan {
             }
         }
         change.pop();
-        change.iter().scan(0, |live, c| { *live += c; Some(*live as usize) }).collect()
+        change
+            .iter()
+            .scan(0, |live, c| {
+                *live += c;
+                Some(*live as usize)
+            })
+            .collect()
     }
 
     /// Bytes read and written and FLOPs of bodies and updates, per image row of the micro-batch.
     pub fn per_image(&self) -> (f64, f64) {
-        let rows = self.graph.batch.iter().find(|b| b.name == "image").map_or(1, |b| self.graph.shape(b.value).dims()[0]);
+        let rows =
+            self.graph.batch.iter().find(|b| b.name == "image").map_or(1, |b| self.graph.shape(b.value).dims()[0]);
         let steps = self.launches.iter().filter(|l| self.graph.node(l.node).place.section != Section::Prepare);
         let (bytes, flops) = steps.fold((0, 0), |(b, fl), l| (b + l.cost.read + l.cost.written, fl + l.cost.flops));
         (bytes as f64 / rows as f64, flops as f64 / rows as f64)
@@ -112,10 +120,20 @@ pub fn summary(plan: &Plan) -> String {
     let _ = writeln!(
         out,
         "memory: work {:.1} MB, gradients {:.1} MB, batch {:.1} MB, carried {:.2} MB a micro-batch, prepared {:.1} MB",
-        mb(p.work_bytes), mb(p.layout.reduce_bytes), mb(p.batch_bytes), mb(p.layout.carry_bytes), mb(p.prepared_bytes)
+        mb(p.work_bytes),
+        mb(p.layout.reduce_bytes),
+        mb(p.batch_bytes),
+        mb(p.layout.carry_bytes),
+        mb(p.prepared_bytes)
     );
     let launches = plan.launches.iter().filter(|l| plan.graph.node(l.node).place.section != Section::Prepare);
-    let _ = writeln!(out, "per image: {:.2} MB moved, {:.4} GFLOP; {} launches a step", bytes / 1e6, flops / 1e9, launches.clone().count());
+    let _ = writeln!(
+        out,
+        "per image: {:.2} MB moved, {:.4} GFLOP; {} launches a step",
+        bytes / 1e6,
+        flops / 1e9,
+        launches.clone().count()
+    );
     let mut families: BTreeMap<&str, (usize, u64, u64)> = BTreeMap::new();
     for launch in launches {
         let family = families.entry(launch.op.name()).or_default();
@@ -124,7 +142,12 @@ pub fn summary(plan: &Plan) -> String {
     let (all_bytes, all_flops) = families.values().fold((1, 1), |(b, fl), f| (b + f.1, fl + f.2));
     for (name, (count, bytes, flops)) in families {
         let share = |part: u64, all: u64| 100.0 * part as f64 / all as f64;
-        let _ = writeln!(out, "{name:>22} {count:>4} launches {:>5.1} % of bytes {:>5.1} % of FLOPs", share(bytes, all_bytes), share(flops, all_flops));
+        let _ = writeln!(
+            out,
+            "{name:>22} {count:>4} launches {:>5.1} % of bytes {:>5.1} % of FLOPs",
+            share(bytes, all_bytes),
+            share(flops, all_flops)
+        );
     }
     out
 }

@@ -1,8 +1,8 @@
 //! The graph of a whole step with its phases, as methods wrote it and passes change it.
 
 use graph::{
-    BnMode, BnUse, Builder, Graph, Losses, Method, Network, Precision, Setting, Source, Spec, StateId, Step, StepInput, TrainRange,
-    ValueId,
+    BnMode, BnUse, Builder, Graph, Losses, Method, Network, Precision, Setting, Source, Spec, StateId, Step, StepInput,
+    TrainRange, ValueId,
 };
 
 /// The gradient of a parameter. An absent one skips the parameter altogether, a zero one decays it.
@@ -11,7 +11,10 @@ pub enum Grad {
     Absent,
     Zero,
     /// Made by the body, by the update (terms that no image enters), or by both.
-    Value { body: Option<ValueId>, update: Option<ValueId> },
+    Value {
+        body: Option<ValueId>,
+        update: Option<ValueId>,
+    },
 }
 
 /// A loss and what it trains.

@@ -75,7 +75,12 @@ pub struct Sizes {
 
 impl<T: Real> Engine<T> {
     /// Compiles every plan of the run and makes room for them, in the same order on every rank.
-    pub fn new(model: &Model, compile: &Compile, sizes: &Sizes, comm: Box<dyn Communicator>) -> Result<Engine<T>, TrainError> {
+    pub fn new(
+        model: &Model,
+        compile: &Compile,
+        sizes: &Sizes,
+        comm: Box<dyn Communicator>,
+    ) -> Result<Engine<T>, TrainError> {
         let mut states = StateTable::default();
         let full = compile.training(model, sizes.full, &mut states, None)?;
         let layout = full.placement.layout.clone();
@@ -237,7 +242,8 @@ impl<T: Real> Engine<T> {
         for (name, data) in inputs {
             self.executor.set_input(plan, name, data)?;
         }
-        let mut scalars = Scalars { slots: vec![0.0; plan.graph.slots.len()], micro_units: vec![plan.graph.units], micro: 0 };
+        let mut scalars =
+            Scalars { slots: vec![0.0; plan.graph.slots.len()], micro_units: vec![plan.graph.units], micro: 0 };
         scalars.slots[SlotId::UNITS[0].0 as usize] = 1.0; // sums instead of means
         self.executor.body(plan, 0, 0, &scalars);
         let losses = &plan.phases[0].losses;
@@ -277,7 +283,8 @@ fn all_reduce<T: Real>(comm: &dyn Communicator, values: &mut [T]) -> Result<(), 
 }
 
 fn scalars(plan: &Plan, step: &StepInputs<'_>, micro: usize) -> Scalars {
-    let mut slots: Vec<f64> = plan.graph.slots.iter().map(|name| step.slots.get(name).copied().unwrap_or(0.0)).collect();
+    let mut slots: Vec<f64> =
+        plan.graph.slots.iter().map(|name| step.slots.get(name).copied().unwrap_or(0.0)).collect();
     for role in 0..2 {
         slots[SlotId::UNITS[role].0 as usize] = step.all_units.iter().map(|u| u[role]).sum::<usize>() as f64;
     }

@@ -28,7 +28,7 @@ pub enum TrainError {
     #[error(transparent)]
     Cpu(#[from] cpu::CpuError),
     #[error("a bug of this program: {0}")]
-    Plan(#[from] plan::PlanError),
+    Plan(Box<plan::PlanError>),
     #[error(
         "step {step}: not finite, first at {path} ({op}); nothing of the step was kept. \
          Lower optimizer.lr, set train.clip_norm, or train.on_nonfinite = \"skip\""
@@ -38,4 +38,10 @@ pub enum TrainError {
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("rank {rank} panicked: {what}")]
     Panic { rank: usize, what: String },
+}
+
+impl From<plan::PlanError> for TrainError {
+    fn from(error: plan::PlanError) -> TrainError {
+        TrainError::Plan(Box::new(error))
+    }
 }

@@ -32,7 +32,12 @@ impl Evaluation {
 }
 
 /// Evaluates the engine's head on a split. All ranks call it and get the same counts.
-pub(crate) fn evaluate<T: Real>(engine: &mut Engine<T>, set: &Set, batch: usize, workers: usize) -> Result<Evaluation, TrainError> {
+pub(crate) fn evaluate<T: Real>(
+    engine: &mut Engine<T>,
+    set: &Set,
+    batch: usize,
+    workers: usize,
+) -> Result<Evaluation, TrainError> {
     let epoch = Arc::new(Epoch::new(Sampler::Sequential, set.lists.clone(), EpochKey { seed: 0, stage: 0, epoch: 0 })?);
     let (samples, classes) = (epoch.units(), set.lists.classes());
     let deal = Deal::new(samples, batch, batch, LastBatch::Keep)?;
@@ -58,7 +63,8 @@ pub(crate) fn evaluate<T: Real>(engine: &mut Engine<T>, set: &Set, batch: usize,
     engine.end_evaluation();
     engine.comm().all_reduce_sum_f64(&mut sums)?;
     let names = set.loader.dataset().classes();
-    let per_class = (0..classes).map(|c| (names[c].clone(), sums[2 * c] as u64, sums[2 * c + 1] as u64)).collect::<Vec<_>>();
+    let per_class =
+        (0..classes).map(|c| (names[c].clone(), sums[2 * c] as u64, sums[2 * c + 1] as u64)).collect::<Vec<_>>();
     Ok(Evaluation {
         samples: samples as u64,
         top1: per_class.iter().map(|c| c.1).sum(),

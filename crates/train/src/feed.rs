@@ -21,7 +21,8 @@ pub struct Set {
 pub(crate) fn open_set(recipe: &Recipe, folder: &Path, split: Split, spec: BatchSpec) -> Result<Set, TrainError> {
     let d = &recipe.data;
     let holdout = data::Holdout { per_class: d.validation_per_class, seed: recipe.train.seed };
-    let source = data::Source::open(&data::SourceSpec { set: d.set.clone(), folder: folder.to_path_buf(), split, holdout })?;
+    let source =
+        data::Source::open(&data::SourceSpec { set: d.set.clone(), folder: folder.to_path_buf(), split, holdout })?;
     let (mean, std) = (d.mean.clone().unwrap_or(source.stats.mean), d.std.clone().unwrap_or(source.stats.std));
     let lists = Arc::new(ClassLists::of(source.dataset.as_ref()));
     let loader = Arc::new(Loader::new(Arc::from(source.dataset), spec)?);
@@ -36,7 +37,12 @@ pub(crate) fn train_spec(recipe: &Recipe, spec: &Spec) -> BatchSpec {
 
 /// Batches for evaluation: one padded shape. A bad image counts as wrong.
 pub(crate) fn eval_spec(recipe: &Recipe) -> BatchSpec {
-    BatchSpec { augment: inputs::eval_augment(recipe), draws: vec![], on_bad: OnBad::Skip, pad_units: recipe.eval.batch }
+    BatchSpec {
+        augment: inputs::eval_augment(recipe),
+        draws: vec![],
+        on_bad: OnBad::Skip,
+        pad_units: recipe.eval.batch,
+    }
 }
 
 /// A rank's place among others.
@@ -64,7 +70,9 @@ pub struct Feed {
 impl Feed {
     pub(crate) fn new(recipe: &Recipe, spec: &Spec, set: Arc<Set>, rank: Rank) -> Result<Feed, TrainError> {
         let t = &recipe.train;
-        let units = Epoch::new(inputs::sampler(spec), set.lists.clone(), EpochKey { seed: t.seed, stage: 0, epoch: 0 })?.units();
+        let units =
+            Epoch::new(inputs::sampler(spec), set.lists.clone(), EpochKey { seed: t.seed, stage: 0, epoch: 0 })?
+                .units();
         let last = if recipe.data.keep_last { LastBatch::Keep } else { LastBatch::Drop };
         let micro = micro_batch(recipe, rank.world);
         let deal = Deal::new(units, t.global_batch.min(units.next_multiple_of(micro)), micro, last)?;
@@ -113,14 +121,18 @@ impl Feed {
         };
         self.last = if epoch > 0 { Some(make(epoch - 1)?) } else { None };
         let order = make(epoch)?;
-        let micros = (step..self.deal.steps()).flat_map(|s| self.deal.deal(s, self.rank.rank, self.rank.world)).collect();
+        let micros =
+            (step..self.deal.steps()).flat_map(|s| self.deal.deal(s, self.rank.rank, self.rank.world)).collect();
         let prefetch = Prefetch::new(self.set.loader.clone(), order.clone(), micros, self.workers, 2)?;
         self.epoch = Some((epoch, order, prefetch));
         Ok(())
     }
 
     /// This rank's micro-batches of a step, the units of all, and what was bad.
-    pub(crate) fn step(&mut self, step: usize) -> Result<(Vec<Micro>, Vec<[usize; 2]>, Vec<data::BadSample>), TrainError> {
+    pub(crate) fn step(
+        &mut self,
+        step: usize,
+    ) -> Result<(Vec<Micro>, Vec<[usize; 2]>, Vec<data::BadSample>), TrainError> {
         let own = self.deal.deal(step, self.rank.rank, self.rank.world).len();
         let Some((epoch, order, prefetch)) = &mut self.epoch else {
             return Err(TrainError::Setting("no epoch is open".into()));

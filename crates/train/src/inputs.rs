@@ -134,7 +134,8 @@ fn draw_tensor(draw: &DrawData, units: usize) -> Result<HostTensor, TrainError> 
 
 /// The inputs of an evaluation batch, padded to its full size.
 pub(crate) fn eval_inputs(batch: &Batch) -> Result<Vec<(String, HostTensor)>, TrainError> {
-    let labels: Vec<i32> = batch.row_labels.iter().zip(&batch.weight).map(|(&l, &w)| if w == 0.0 { -1 } else { l }).collect();
+    let labels: Vec<i32> =
+        batch.row_labels.iter().zip(&batch.weight).map(|(&l, &w)| if w == 0.0 { -1 } else { l }).collect();
     Ok(vec![
         ("image".to_string(), HostTensor::new(Shape::new(&batch.shape), &batch.images)?),
         ("label".to_string(), HostTensor::new(Shape::new(&[labels.len()]), &labels)?),

@@ -134,7 +134,8 @@ impl Journal {
         fields.insert("top1".into(), json!(e.accuracy()));
         fields.insert("top5".into(), json!(e.accuracy5()));
         self.metrics.write(at.global_step, Kind::Eval, &fields);
-        let scalars = [("eval/top1", e.accuracy() as f32), ("eval/top5", e.accuracy5() as f32), ("eval/loss", e.loss as f32)];
+        let scalars =
+            [("eval/top1", e.accuracy() as f32), ("eval/top5", e.accuracy5() as f32), ("eval/loss", e.loss as f32)];
         self.events.scalars(at.global_step, &scalars);
     }
 
@@ -145,12 +146,19 @@ impl Journal {
         let eval = at.last.filter(|s| s.epoch == at.epoch);
         let test = eval.map_or(String::new(), |s| format!("  test top1 {:.2} %  loss {:.4}", 100.0 * s.top1, s.loss));
         let seconds = self.epoch_begin.elapsed().as_secs_f64();
-        let line = format!("epoch {:>3}/{}  train loss {mean:.4}  top1 {train:.2} %{test}  {seconds:.1} s", at.epoch + 1, self.epochs);
+        let line = format!(
+            "epoch {:>3}/{}  train loss {mean:.4}  top1 {train:.2} %{test}  {seconds:.1} s",
+            at.epoch + 1,
+            self.epochs
+        );
         self.message(&line);
-        let fields: Map<String, Value> =
-            [("event".to_string(), json!("epoch")), ("epoch".to_string(), json!(at.epoch)), ("train_loss".to_string(), json!(mean))]
-                .into_iter()
-                .collect();
+        let fields: Map<String, Value> = [
+            ("event".to_string(), json!("epoch")),
+            ("epoch".to_string(), json!(at.epoch)),
+            ("train_loss".to_string(), json!(mean)),
+        ]
+        .into_iter()
+        .collect();
         self.metrics.write(at.global_step, Kind::Event, &fields);
         self.epoch_begin = Instant::now();
     }
@@ -169,10 +177,14 @@ impl Journal {
     pub(crate) fn save_failed(&mut self, at: &Position, why: &str) {
         self.degraded = true;
         if self.failure != why {
-            self.message(&format!("warning: step {}: checkpoint not written: {why}; older ones are intact", at.global_step));
+            self.message(&format!(
+                "warning: step {}: checkpoint not written: {why}; older ones are intact",
+                at.global_step
+            ));
         }
         self.failure = why.to_string();
-        let fields = [("event".to_string(), json!("save failed")), ("reason".to_string(), json!(why))].into_iter().collect();
+        let fields =
+            [("event".to_string(), json!("save failed")), ("reason".to_string(), json!(why))].into_iter().collect();
         self.metrics.write(at.global_step, Kind::Event, &fields);
     }
 
@@ -181,7 +193,8 @@ impl Journal {
     }
 
     pub(crate) fn bad_samples(&mut self, bad: &[data::BadSample]) {
-        let lines: String = bad.iter().map(|b| serde_json::to_string(b).map(|s| s + "\n").unwrap_or_default()).collect();
+        let lines: String =
+            bad.iter().map(|b| serde_json::to_string(b).map(|s| s + "\n").unwrap_or_default()).collect();
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&self.ledger);
         if file.and_then(|mut f| f.write_all(lines.as_bytes())).is_err() {
             self.degraded = true;

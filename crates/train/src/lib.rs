@@ -3,6 +3,7 @@
 //! Invariant: only this crate knows epochs. It runs lists of phases and names no method and no network.
 
 pub mod checkpoint;
+mod deploy;
 pub mod disk;
 pub mod disk_sim;
 pub mod engine;
@@ -28,6 +29,7 @@ mod trainer;
 mod tree;
 mod weights;
 
+pub use deploy::{PlanOptions, Prediction, Predictor, Weights, evaluate, export, import, plan_of};
 pub use error::TrainError;
 pub use evaluate::Evaluation;
 pub use exit::Exit;

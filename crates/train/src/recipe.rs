@@ -199,7 +199,25 @@ pub struct OutputSection {
 
 impl Default for OutputSection {
     fn default() -> OutputSection {
-        OutputSection { folder: None, checkpoint_every: 1, checkpoint_steps: None, keep: 2, keep_best: 1, log_every: 20 }
+        OutputSection {
+            folder: None,
+            checkpoint_every: 1,
+            checkpoint_steps: None,
+            keep: 2,
+            keep_best: 1,
+            log_every: 20,
+        }
+    }
+}
+
+impl Recipe {
+    /// The least recipe that names a network, to check its weights.
+    pub(crate) fn for_network(name: &str) -> Result<Recipe, crate::TrainError> {
+        let text = format!(
+            "[data]\nset = \"folder\"\nfolder = \".\"\n[network]\nname = {name:?}\n[method]\nname = \"ce\"\n\
+             [train]\nepochs = 1\nglobal_batch = 1\n[optimizer]\nname = \"sgd\"\nlr = 1.0\n"
+        );
+        Ok(Recipe::parse(text, std::path::Path::new("network"), &[])?.recipe)
     }
 }
 

@@ -90,7 +90,7 @@ fn counts(r: &Recipe) -> Vec<Rule> {
         ("output.keep", o.keep),
         ("output.log_every", o.log_every as usize),
     ];
-    counts.map(|(key, n)| (key, n >= 1, "at least 1; remove the key for its default, if it has one")).to_vec()
+    counts.map(|(key, n)| (key, n >= 1, "at least 1; use 1 or more")).to_vec()
 }
 
 fn numbers(r: &Recipe) -> Vec<Rule> {

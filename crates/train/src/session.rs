@@ -4,6 +4,7 @@ use crate::checkpoint::{Checkpoints, Retention, Snapshot};
 use crate::disk::OsDisk;
 use crate::engine::{Engine, Sizes};
 use crate::error::TrainError;
+use crate::evaluate::{Evaluation, evaluate};
 use crate::exit::Exit;
 use crate::feed::{Feed, Rank, Set, eval_spec, micro_batch, open_set, train_spec};
 use crate::inputs::step_input;
@@ -65,6 +66,8 @@ pub struct Outcome {
 pub struct Session {
     pub recipe: Recipe,
     text: String,
+    /// The resolved recipe with what the file did not set marked.
+    annotated: String,
     pub model: Model,
     pub compile: Compile,
     train_set: Arc<Set>,
@@ -77,11 +80,17 @@ pub struct Session {
 
 impl Session {
     pub fn open(loaded: Loaded, options: RunOptions) -> Result<Session, TrainError> {
+        let annotated = loaded.annotated();
         let Loaded { recipe, text, path, .. } = loaded;
         let ranks = options.ranks.max(1);
         check_batches(&recipe, ranks)?;
         let folder = recipe.data.folder.clone();
-        let plain = BatchSpec { draws: vec![], augment: crate::inputs::train_augment(&recipe), on_bad: OnBad::Fail, pad_units: 0 };
+        let plain = BatchSpec {
+            draws: vec![],
+            augment: crate::inputs::train_augment(&recipe),
+            on_bad: OnBad::Fail,
+            pad_units: 0,
+        };
         let probe = open_set(&recipe, &folder, Split::Train, plain)?;
         let setting = Setting {
             classes: probe.lists.classes(),
@@ -100,13 +109,20 @@ impl Session {
                 model.setting.classes
             )));
         }
-        let train_input = step_input(&crate::inputs::train_augment(&recipe), train_set.loader.image_shape(), &train_set.stats);
-        let eval_input = step_input(&crate::inputs::eval_augment(&recipe), eval_set.loader.image_shape(), &train_set.stats);
+        let train_input =
+            step_input(&crate::inputs::train_augment(&recipe), train_set.loader.image_shape(), &train_set.stats);
+        let eval_input =
+            step_input(&crate::inputs::eval_augment(&recipe), eval_set.loader.image_shape(), &train_set.stats);
         let compile = Compile::new(&recipe, Some(train_input), Some(eval_input));
         let stem = path.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
-        let run_dir = options.run_dir.clone().or_else(|| recipe.output.folder.clone()).unwrap_or_else(|| Path::new("runs").join(stem));
+        let run_dir = options
+            .run_dir
+            .clone()
+            .or_else(|| recipe.output.folder.clone())
+            .unwrap_or_else(|| Path::new("runs").join(stem));
         let (train_set, eval_set) = (Arc::new(train_set), Arc::new(eval_set));
-        let mut session = Session { recipe, text, model, compile, train_set, eval_set, run_dir, options, notes: vec![] };
+        let mut session =
+            Session { recipe, text, annotated, model, compile, train_set, eval_set, run_dir, options, notes: vec![] };
         session.notes = session.describe(ranks)?;
         Ok(session)
     }
@@ -134,7 +150,12 @@ impl Session {
                 self.recipe.train.epochs
             )
             .replace("a epoch", "an epoch"),
-            format!("device: CPU, {ranks} rank{}, {} thread{} each", plural(ranks), self.threads(), plural(self.threads())),
+            format!(
+                "device: CPU, {ranks} rank{}, {} thread{} each",
+                plural(ranks),
+                self.threads(),
+                plural(self.threads())
+            ),
         ])
     }
 
@@ -180,7 +201,24 @@ impl Session {
 
     /// All checks and the plan's summary, without a step.
     pub fn dry_run(&self) -> Result<String, TrainError> {
-        Ok(format!("{}\n\n{}\n{}", self.text.trim_end(), self.notes.join("\n"), plan::summary(&self.plan()?)))
+        Ok(format!("{}\n\n{}\n{}", self.annotated.trim_end(), self.notes.join("\n"), plan::summary(&self.plan()?)))
+    }
+
+    /// Exact counts on a split of the weights that `load` puts into the engine.
+    pub(crate) fn evaluate(
+        &self,
+        split: Split,
+        load: impl FnOnce(&mut Engine<f32>) -> Result<(), TrainError>,
+    ) -> Result<Evaluation, TrainError> {
+        let feed = self.feed(Rank { rank: 0, world: 1 })?;
+        let mut engine = self.engine::<f32>(&feed, Box::new(Solo::default()))?;
+        load(&mut engine)?;
+        engine.end_evaluation();
+        let set = open_set(&self.recipe, &self.recipe.data.folder, split, eval_spec(&self.recipe))?;
+        if self.recipe.eval.ema {
+            snapshot::swap_ema(&mut engine);
+        }
+        evaluate(&mut engine, &set, self.recipe.eval.batch, self.recipe.data.workers)
     }
 
     /// Trains; resumes by itself where the run folder says so.
@@ -231,15 +269,21 @@ impl Session {
         })
     }
 
-    fn run_rank<T: Real>(&self, comm: Box<dyn Communicator>, lead: Option<&Signals>, resumed: Option<&Snapshot>) -> RankResult {
+    fn run_rank<T: Real>(
+        &self,
+        comm: Box<dyn Communicator>,
+        lead: Option<&Signals>,
+        resumed: Option<&Snapshot>,
+    ) -> RankResult {
         let rank = Rank { rank: comm.rank(), world: comm.world_size() };
         let feed = self.feed(rank)?;
         let mut engine = self.engine::<T>(&feed, comm)?;
         let mut position = Position::default();
         if let Some(snapshot) = resumed {
             snapshot::restore(&mut engine, &snapshot.groups).map_err(TrainError::Setting)?;
-            position = serde_json::from_value(snapshot.run.state.clone())
-                .map_err(|e| TrainError::Setting(format!("checkpoint state: {e}; resume from an older one with --resume")))?;
+            position = serde_json::from_value(snapshot.run.state.clone()).map_err(|e| {
+                TrainError::Setting(format!("checkpoint state: {e}; resume from an older one with --resume"))
+            })?;
         }
         let images = self.recipe.train.global_batch * self.model.spec.rows_per_unit();
         let facts = Facts {
@@ -277,7 +321,8 @@ impl Session {
     }
 
     fn checkpoints(&self) -> Checkpoints {
-        let retention = Retention { keep_last: self.recipe.output.keep, keep_best: self.recipe.output.keep_best, every: None };
+        let retention =
+            Retention { keep_last: self.recipe.output.keep, keep_best: self.recipe.output.keep_best, every: None };
         Checkpoints::new(Arc::new(OsDisk), &self.run_dir, retention)
     }
 
@@ -317,7 +362,9 @@ impl Session {
         let Some(snapshot) = snapshot else { return Ok(None) };
         let dir = self.run_dir.display();
         if self.options.resume == Resume::Never {
-            return Err(TrainError::Setting(format!("{dir} holds a run already; give another folder with --run, or --resume auto")));
+            return Err(TrainError::Setting(format!(
+                "{dir} holds a run already; give another folder with --run, or --resume auto"
+            )));
         }
         let own = self.run_state(1);
         if snapshot.run.sample_hash != own.sample_hash {
@@ -332,7 +379,8 @@ impl Session {
             )));
         }
         let metrics = self.run_dir.join("metrics.jsonl");
-        crate::metrics::cut(&metrics, snapshot.run.step).map_err(|source| self.io("cannot shorten metrics.jsonl in", source))?;
+        crate::metrics::cut(&metrics, snapshot.run.step)
+            .map_err(|source| self.io("cannot shorten metrics.jsonl in", source))?;
         Ok(Some(snapshot))
     }
 
@@ -400,7 +448,9 @@ fn check_batches(recipe: &Recipe, ranks: usize) -> Result<(), TrainError> {
     let batch = recipe.train.global_batch;
     if recipe.train.micro_batch.is_none() && !batch.is_multiple_of(ranks) {
         let (low, high) = (batch / ranks * ranks, batch.next_multiple_of(ranks));
-        return Err(TrainError::Setting(format!("global_batch {batch} is not divisible by world_size {ranks}; use {low} or {high}")));
+        return Err(TrainError::Setting(format!(
+            "global_batch {batch} is not divisible by world_size {ranks}; use {low} or {high}"
+        )));
     }
     if recipe.train.reproducible && recipe.train.micro_batch.is_none() && ranks > 1 {
         return Err(TrainError::Setting(format!(

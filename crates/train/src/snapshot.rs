@@ -56,7 +56,8 @@ pub(crate) fn restore<T: Real>(engine: &mut Engine<T>, groups: &BTreeMap<String,
     let Engine { executor, states, .. } = engine;
     for entry in &states.entries {
         let Some((group, name)) = filed(entry, &written) else { continue };
-        let tensor = groups.get(group).and_then(|g| g.get(name)).ok_or_else(|| format!("{group}: {name} is missing"))?;
+        let tensor =
+            groups.get(group).and_then(|g| g.get(name)).ok_or_else(|| format!("{group}: {name} is missing"))?;
         write_state(executor, entry, tensor).map_err(|why| format!("{group}: {name}: {why}"))?;
     }
     Ok(())

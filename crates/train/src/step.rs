@@ -3,7 +3,7 @@
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use graph::{ImageArgs, Method, Network, Precision, Setting, Spec, StepInput};
-use plan::{Fusion, Layout, Options, OptimizerArgs, Plan, StateTable, StepSource, Storage};
+use plan::{Fusion, Layout, OptimizerArgs, Options, Plan, StateTable, StepSource, Storage};
 
 /// What a recipe builds, before any number is known.
 #[derive(Debug)]
@@ -77,6 +77,19 @@ impl Compile {
         let storage = if recipe.train.precision == Precision::F64 { Storage::CpuF64 } else { Storage::CpuF32 };
         let options = Options { fusion: Fusion::Full, optimizer, storage, bucket_bytes: 25 << 20, keep_outputs: false };
         Compile { options, global_batch: recipe.train.global_batch, train_input, eval_input }
+    }
+
+    /// Options for an evaluation head alone.
+    pub fn head(eval_input: Option<StepInput>) -> Compile {
+        let optimizer = OptimizerArgs::default();
+        let options = Options {
+            fusion: Fusion::Full,
+            optimizer,
+            storage: Storage::CpuF32,
+            bucket_bytes: 1 << 20,
+            keep_outputs: true,
+        };
+        Compile { options, global_batch: 1, train_input: None, eval_input }
     }
 
     /// The training step for micro-batches of so many units per role; others of the run share `layout` of the first.

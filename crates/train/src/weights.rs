@@ -27,12 +27,20 @@ pub(crate) fn read_state<T: Real>(executor: &Executor<T>, entry: &StateEntry) ->
 }
 
 /// Writes a published tensor into a state. `Err` says what does not fit.
-pub(crate) fn write_state<T: Real>(executor: &mut Executor<T>, entry: &StateEntry, tensor: &HostTensor) -> Result<(), String> {
+pub(crate) fn write_state<T: Real>(
+    executor: &mut Executor<T>,
+    entry: &StateEntry,
+    tensor: &HostTensor,
+) -> Result<(), String> {
     let expected = published_shape(entry.shape);
     if tensor.shape() != expected {
         return Err(format!("expected {expected}, got {}", tensor.shape()));
     }
-    let tensor = if entry.shape.rank() == 4 { tensor.permute4(KCRS_TO_KRSC).map_err(|e| e.to_string())? } else { tensor.clone() };
+    let tensor = if entry.shape.rank() == 4 {
+        tensor.permute4(KCRS_TO_KRSC).map_err(|e| e.to_string())?
+    } else {
+        tensor.clone()
+    };
     let values = tensor.to_f64().map_err(|e| e.to_string())?;
     let state = executor.state_mut(entry.offset, values.len());
     state.iter_mut().zip(values).for_each(|(s, v)| *s = T::of(v));
@@ -96,5 +104,8 @@ pub(crate) fn load_module<T: Real>(
     }
     let more = if wrong.len() > 8 { format!("\n  … and {} more", wrong.len() - 8) } else { String::new() };
     wrong.truncate(8);
-    Err(fail(format!("the weights do not fit the network; check its name and class count\n  {}{more}", wrong.join("\n  "))))
+    Err(fail(format!(
+        "the weights do not fit the network; check its name and class count\n  {}{more}",
+        wrong.join("\n  ")
+    )))
 }

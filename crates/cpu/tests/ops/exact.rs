@@ -107,7 +107,9 @@ fn image_swap_equals_its_chain() {
         inputs.push(mask);
         let fused = case.one(Op::ImageSwap { image: args(crop, flip), cell: 4 }, &inputs);
         let back = case.one(Op::PatchSwap { cell: 4 }, &[fused, mask]);
-        assert_same(&case, "image_swap", &[(fused, plain), (back, image)]);
+        let ones = case.leaf(Buffer::u8(&[3, 4], &[1, 0, 0, 1, 0, 0, 0, 0, 1, 1, 0, 1]));
+        let same = case.one(Op::PatchSwap { cell: 4 }, &[image, ones]);
+        assert_same(&case, "image_swap", &[(fused, plain), (back, image), (plain, same)]);
     }
 }
 

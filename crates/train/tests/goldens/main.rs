@@ -1,0 +1,11 @@
+//! Whole networks and steps through graph, plan and executor, against the goldens and against identities of the formulas.
+
+mod engine;
+mod golden;
+mod micro_batches;
+mod nets;
+mod networks;
+mod oracles_ips;
+mod steps;
+#[path = "../../../nets/tests/support/wave.rs"]
+mod wave;

@@ -1,0 +1,194 @@
+//! Drives an engine with made-up images, without recipe or data set.
+
+use comm::{Communicator, Solo, Threads};
+use graph::{Method, Network, Precision, Setting};
+use plan::{Fusion, OptimizerArgs, Options, Storage};
+use std::collections::{BTreeMap, HashMap};
+use tensor::{HostTensor, Shape};
+use train::engine::{Engine, Micro, Sizes, StepInputs, StepValues};
+use train::step::{Compile, Model};
+
+pub const SIDE: usize = 8;
+const CLASSES: usize = 4;
+const SAMPLES: usize = 96;
+
+pub type States = BTreeMap<String, Vec<f64>>;
+pub type Make<'a> = &'a (dyn Fn() -> Box<dyn Method> + Sync);
+
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    pub ranks: usize,
+    pub micro: usize,
+    /// Units of each step.
+    pub units: &'a [usize],
+    pub lr: f64,
+    pub reproducible: bool,
+    /// States to begin with.
+    pub start: Option<&'a States>,
+}
+
+impl Default for Run<'_> {
+    fn default() -> Self {
+        Run { ranks: 1, micro: 24, units: &[24], lr: 0.1, reproducible: true, start: None }
+    }
+}
+
+#[derive(Debug)]
+pub struct Result {
+    pub values: Vec<StepValues>,
+    pub states: States,
+}
+
+/// States whose names begin so.
+pub fn states_of<'a>(result: &'a Result, prefix: &'a str) -> impl Iterator<Item = (&'a String, &'a Vec<f64>)> {
+    result.states.iter().filter(move |(name, _)| name.starts_with(prefix))
+}
+
+/// Samples of a step: distinct within a step, coming back in later ones.
+pub fn samples(step: usize, units: usize) -> Vec<i32> {
+    (0..units).map(|i| ((step * 17 + i * 3) % SAMPLES) as i32).collect()
+}
+
+fn pixel(sample: i32, view: usize, i: usize) -> f32 {
+    let x = (sample as f32 * 12.9898 + view as f32 * 4.1414 + i as f32 * 0.731).sin() * 43758.547;
+    2.0 * (x - x.floor()) - 1.0
+}
+
+fn images(samples: &[i32], views: usize) -> HostTensor {
+    let size = SIDE * SIDE * 3;
+    let values: Vec<f32> =
+        (0..views).flat_map(|v| samples.iter().flat_map(move |&s| (0..size).map(move |i| pixel(s, v, i)))).collect();
+    HostTensor::new(Shape::new(&[views * samples.len(), SIDE, SIDE, 3]), &values).unwrap()
+}
+
+fn labels(samples: &[i32], views: usize) -> HostTensor {
+    let values: Vec<i32> = (0..views).flat_map(|_| samples.iter().map(|s| s % CLASSES as i32)).collect();
+    HostTensor::new(Shape::new(&[values.len()]), &values).unwrap()
+}
+
+fn ints(values: &[i32]) -> HostTensor {
+    HostTensor::new(Shape::new(&[values.len()]), values).unwrap()
+}
+
+/// The micro-batches of a step that a rank of `world` runs, and the units of all.
+fn deal(
+    run: &Run<'_>,
+    views: usize,
+    previous: bool,
+    step: usize,
+    (rank, world): (usize, usize),
+) -> (Vec<Micro>, Vec<[usize; 2]>) {
+    let own = samples(step, run.units[step]);
+    let before = if previous && step > 0 { samples(step - 1, run.units[step - 1]) } else { vec![] };
+    let leaves = own.len().div_ceil(run.micro);
+    let share = before.len().div_ceil(leaves).max(1);
+    let parts: Vec<_> = own.chunks(run.micro).collect();
+    let shares: Vec<Vec<i32>> =
+        (0..leaves).map(|i| before.iter().skip(i * share).take(share).copied().collect()).collect();
+    let all: Vec<_> = parts.iter().zip(&shares).map(|(p, s)| [p.len(), s.len()]).collect();
+    let full = run.units[0].div_ceil(run.micro);
+    let mine = full * rank / world..(full * (rank + 1) / world).min(leaves).max(full * rank / world);
+    let micros = mine.filter(|&leaf| leaf < leaves).map(|leaf| {
+        let mut inputs = vec![
+            ("image".to_string(), images(parts[leaf], views)),
+            ("label".to_string(), labels(parts[leaf], views)),
+            ("index".to_string(), ints(parts[leaf])),
+        ];
+        if !shares[leaf].is_empty() {
+            inputs.push(("previous.image".to_string(), images(&shares[leaf], 1)));
+            inputs.push(("previous.label".to_string(), labels(&shares[leaf], 1)));
+        }
+        Micro { leaf, units: all[leaf], inputs }
+    });
+    (micros.collect(), all)
+}
+
+fn model(network: fn() -> Box<dyn Network>, make: Make<'_>) -> Model {
+    let setting = Setting { classes: CLASSES, image: [SIDE, SIDE, 3], samples: SAMPLES, epochs: 1 };
+    let method = make();
+    let spec = method.spec(&setting).unwrap();
+    Model { method, spec, setting, student: network(), teachers: vec![network()], precision: Precision::F32 }
+}
+
+fn compile(global_batch: usize) -> Compile {
+    let optimizer = OptimizerArgs::default();
+    let options = Options {
+        fusion: Fusion::Full,
+        optimizer,
+        storage: Storage::CpuF32,
+        bucket_bytes: 1 << 20,
+        keep_outputs: false,
+    };
+    Compile { options, global_batch, train_input: None, eval_input: None }
+}
+
+fn rank_main(run: &Run<'_>, network: fn() -> Box<dyn Network>, make: Make<'_>, comm: Box<dyn Communicator>) -> Result {
+    let model = model(network, make);
+    let (views, previous) = (model.spec.views.len(), model.spec.previous);
+    let place = (comm.rank(), comm.world_size());
+    let mut others: Vec<_> = (0..run.units.len()).flat_map(|s| deal(run, views, previous, s, (0, 1)).1).collect();
+    let full = [run.micro, if previous { run.micro } else { 0 }];
+    others.retain(|u| *u != full);
+    others.sort();
+    others.dedup();
+    let leaves = run.units[0].div_ceil(run.micro);
+    let sizes = Sizes { full, others, leaves, eval_batch: 4, threads: 1, reproducible: run.reproducible };
+    let mut engine = Engine::<f32>::new(&model, &compile(run.units[0]), &sizes, comm).unwrap();
+    engine.initialise(7);
+    if let Some(start) = run.start {
+        for entry in engine.states.entries.clone() {
+            let Some(values) = start.get(&entry.name) else { continue };
+            let state = engine.executor.state_mut(entry.offset, values.len());
+            state.iter_mut().zip(values).for_each(|(s, v)| *s = *v as f32);
+        }
+    }
+    engine.loaded();
+    let slots = HashMap::from([("lr".to_string(), run.lr)]);
+    let mut values = Vec::new();
+    for step in 0..run.units.len() {
+        let (micros, all_units) = deal(run, views, previous, step, place);
+        values.push(engine.step(&StepInputs { micros: &micros, all_units: &all_units, slots: &slots }).unwrap());
+    }
+    let read = |e: &plan::StateEntry| {
+        engine.executor.state(e.offset, e.shape.elements()).iter().map(|&x| f64::from(x)).collect()
+    };
+    let states = engine.states.entries.iter().map(|e| (e.name.clone(), read(e))).collect();
+    Result { values, states }
+}
+
+fn tiny() -> Box<dyn Network> {
+    Box::new(crate::Tiny)
+}
+
+/// Runs the steps; with several ranks, asserts that all end with the same values and states.
+pub fn run(_: &crate::Tiny, make: Make<'_>, run: &Run<'_>) -> Result {
+    if run.ranks == 1 {
+        return rank_main(run, tiny, make, Box::new(Solo::default()));
+    }
+    let mut results: Vec<Result> = std::thread::scope(|scope| {
+        let spawn = |comm: Threads| scope.spawn(move || rank_main(run, tiny, make, Box::new(comm)));
+        let threads: Vec<_> = Threads::world(run.ranks).into_iter().map(spawn).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    for other in &results[1..] {
+        assert_eq!(results[0].values, other.values, "ranks agree on values");
+        assert_eq!(results[0].states, other.states, "ranks agree on states");
+    }
+    results.swap_remove(0)
+}
+
+/// Logits of the evaluation head, after adding to every element of a state.
+pub fn logits(_: &crate::Tiny, make: Make<'_>, change: Option<(&str, f64)>) -> Vec<f64> {
+    let model = model(tiny, make);
+    let sizes = Sizes { full: [4, 0], others: vec![], leaves: 1, eval_batch: 4, threads: 1, reproducible: true };
+    let mut engine = Engine::<f32>::new(&model, &compile(4), &sizes, Box::new(Solo::default())).unwrap();
+    engine.initialise(7);
+    if let Some((name, delta)) = change {
+        let entry = engine.states.find(name).expect("a state of the model").clone();
+        let state = engine.executor.state_mut(entry.offset, entry.shape.elements());
+        state.iter_mut().enumerate().for_each(|(i, s)| *s += (delta * (i as f64).sin()) as f32);
+    }
+    engine.loaded();
+    let own = samples(0, 4);
+    engine.evaluate(&[("image".to_string(), images(&own, 1)), ("label".to_string(), labels(&own, 1))]).unwrap().logits
+}
