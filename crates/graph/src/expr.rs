@@ -89,10 +89,14 @@ impl<'g> Expr<'g> {
         self.builder.push(op, &inputs, &path)[0]
     }
 
-    /// Path of a new node: that of the node that made this value, and what is done to it.
+    /// Path of a new node: that of the layer that made this value, and what is done to it: `student/layer1.0/bn1.relu`.
     fn path(self, op: &str) -> String {
         match self.builder.graph().producer(self.id) {
-            Some(node) => format!("{}.{op}", node.path.split('.').next().unwrap_or("")),
+            Some(node) => {
+                let layer = node.path.rfind('/').map_or(0, |slash| slash + 1);
+                let end = node.path[layer..].find('.').map_or(node.path.len(), |dot| layer + dot);
+                format!("{}.{op}", &node.path[..end])
+            }
             None => op.to_string(),
         }
     }

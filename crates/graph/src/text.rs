@@ -1,7 +1,7 @@
 //! The text form of ops and graphs: one line a node, for golden files and eyes.
 
 use crate::graph::{Graph, Section, Source, ValueId};
-use crate::op::Op;
+use crate::op::{Binary, Op, RowKind, RowMask, RowTable, RowTerm, Unary};
 use std::fmt::{self, Display, Formatter, Write};
 
 impl Op {
@@ -32,9 +32,15 @@ impl Op {
             Op::BnGradSums { .. } => "bn_grad_sums",
             Op::BnGradApply { .. } => "bn_grad_apply",
             Op::FoldBn { .. } => "fold_bn",
-            Op::Unary(_) => "unary",
-            Op::UnaryGrad(_) => "unary_grad",
-            Op::Binary(_) => "binary",
+            Op::Unary(Unary::Relu) => "relu",
+            Op::Unary(Unary::Relu6) => "relu6",
+            Op::Unary(Unary::Sigmoid) => "sigmoid",
+            Op::UnaryGrad(Unary::Relu) => "relu_grad",
+            Op::UnaryGrad(Unary::Relu6) => "relu6_grad",
+            Op::UnaryGrad(Unary::Sigmoid) => "sigmoid_grad",
+            Op::Binary(Binary::Add) => "add",
+            Op::Binary(Binary::Sub) => "sub",
+            Op::Binary(Binary::Mul) => "mul",
             Op::Scale(_) => "scale",
             Op::Zero => "zero",
             Op::Detach => "detach",
@@ -95,15 +101,11 @@ impl Display for Op {
             Op::BnStats { groups } if *groups > 1 => write!(f, "(groups {groups})"),
             Op::BnApply { source, .. } => write!(f, "({source:?})"),
             Op::BnAct { source, relu, .. } => write!(f, "({source:?}{})", if *relu { ", relu" } else { "" }),
-            Op::Unary(kind) | Op::UnaryGrad(kind) => write!(f, "({kind:?})"),
-            Op::Binary(kind) => write!(f, "({kind:?})"),
             Op::Scale(weight) => write!(f, "({})", weight.factor),
             Op::MaxPool(a) | Op::AvgPool(a) => write!(f, "({}, stride {}, pad {})", a.kernel, a.stride, a.pad),
-            Op::RowLoss(term) => write!(f, "({:?})", term.kind),
-            Op::RowLossGrad { term, side, weight } => {
-                write!(f, "({:?}, {side:?}, weight {})", term.kind, weight.factor)
-            }
-            Op::RowLosses(table) => write!(f, "({} terms)", table.terms.len()),
+            Op::RowLoss(term) => write!(f, "({term})"),
+            Op::RowLossGrad { term, side, weight } => write!(f, "({term}, {side:?}, weight {})", weight.factor),
+            Op::RowLosses(table) => write!(f, "({table})"),
             Op::Sgd(args) => {
                 write!(f, "({} tensors{})", args.params.len(), if args.nesterov { ", nesterov" } else { "" })
             }
@@ -111,6 +113,36 @@ impl Display for Op {
             Op::BnRunning { layers, .. } => write!(f, "({} layers)", layers.len()),
             _ => Ok(()),
         }
+    }
+}
+
+impl Display for RowTerm {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            RowKind::CrossEntropy { on: 1.0, off: 0.0 } => f.write_str("cross entropy")?,
+            RowKind::CrossEntropy { on, off } => write!(f, "cross entropy {on} and {off}")?,
+            RowKind::SoftCrossEntropy => f.write_str("soft cross entropy")?,
+            RowKind::Kl { temperature } => write!(f, "kl T {temperature}")?,
+        }
+        match self.mask {
+            RowMask::All => Ok(()),
+            RowMask::Confident { threshold } => write!(f, " where confident {threshold}"),
+            RowMask::LabelProb { rule } => write!(f, " where {rule:?}"),
+        }
+    }
+}
+
+/// `kl T 4, rows #0+0 #0+64, student grad 8`: operands as the number of an input and the first row.
+impl Display for RowTable {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for (i, line) in self.terms.iter().enumerate() {
+            write!(f, "{}{}, rows", if i > 0 { "; " } else { "" }, line.term)?;
+            line.views.iter().try_for_each(|v| write!(f, " #{}+{}", v.input, v.start))?;
+            for (side, weight) in [("student", line.student_grad), ("target", line.target_grad)] {
+                weight.map_or(Ok(()), |w| write!(f, ", {side} grad {}", w.factor))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -145,7 +177,8 @@ impl Display for Graph {
                 .map(|&o| format!("{}: {}{}", self.name(o), self.value(o).dtype.name(), self.shape(o)))
                 .collect();
             let inputs: Vec<_> = node.inputs.iter().map(|&i| self.name(i)).collect();
-            writeln!(f, "  {} = {}({})  ; {}", outputs.join(", "), node.op, inputs.join(", "), node.path)?;
+            let made = if outputs.is_empty() { String::new() } else { outputs.join(", ") + " = " };
+            writeln!(f, "  {made}{}({})  ; {}", node.op, inputs.join(", "), node.path)?;
         }
         Ok(())
     }

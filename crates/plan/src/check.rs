@@ -1,5 +1,6 @@
 //! check: runs the plan on symbols. Memory is a map from byte ranges to the value and the micro-batch that wrote them;
-//! every read must find exactly what the graph says it reads. It knows launches and addresses, nothing of liveness.
+//! every read, those of the reduction and of the host included, must find exactly what the graph says it reads, and what
+//! a launch writes must lie in its arena, apart from what it reads. It knows launches and addresses, nothing of liveness.
 
 use crate::lower::{Arg, Launch, Plan};
 use crate::place::Arena;
@@ -7,9 +8,10 @@ use graph::{Op, Section, Source, ValueId};
 use std::collections::BTreeMap;
 use thiserror::Error;
 
-/// A buffer that is overwritten while it is still needed, or read before it was written: a bug in a pass.
+/// A buffer that is overwritten while it is still needed, read before it was written, or outside its arena: a bug in a
+/// pass.
 #[derive(Debug, Error)]
-#[error("plan: {path} ({op}) reads {value} at {arena:?}+{offset}: expected {expected}, found {found}")]
+#[error("plan: {path} ({op}): {value} at {arena:?}+{offset}: expected {expected}, found {found}")]
 pub struct CheckError {
     pub path: String,
     pub op: &'static str,
@@ -25,6 +27,9 @@ type Tag = (ValueId, usize);
 /// What holds once micro-batches are summed.
 const SUMMED: usize = usize::MAX;
 
+/// Who reads: a path and an op.
+type Reader<'a> = (&'a str, &'static str);
+
 struct Memory<'a> {
     plan: &'a Plan,
     written: BTreeMap<(Arena, usize), (usize, Tag)>,
@@ -37,24 +42,44 @@ pub fn check(plan: &Plan) -> Result<(), CheckError> {
     for phase in 0..plan.phases.len() {
         for micro in 0..2 {
             for input in &plan.graph.batch {
-                memory.write(&plan.arg(input.value), (input.value, micro), micro);
+                let arg = plan.arg(input.value);
+                memory.inside((&input.name, "input"), &arg)?;
+                memory.write(&arg, (input.value, micro), micro);
             }
             memory.run(plan.section(phase, Section::Body), micro)?;
+            for value in reduced(plan, phase) {
+                memory.read(("reduction", "read"), &plan.arg(value), micro)?;
+            }
         }
-        for (_, value, _) in plan.reduce.entries.iter().filter(|e| plan.reduce.phases[phase].contains(&e.2.start)) {
-            memory.write(&plan.arg(*value), (*value, SUMMED), 0);
+        for value in reduced(plan, phase) {
+            memory.write(&plan.arg(value), (value, SUMMED), 0);
         }
         memory.run(plan.section(phase, Section::Update), SUMMED)?;
     }
+    for phase in &plan.phases {
+        let sums = phase.reduced.iter().map(|r| (r.1, SUMMED)).chain(phase.norm.into_iter().flatten().map(|v| (v, SUMMED)));
+        let outputs = phase.losses.outputs.iter().map(|o| (o.1, 1));
+        for (value, micro) in sums.chain(outputs).filter(|(v, _)| plan.graph.producer(*v).is_some()) {
+            memory.read(("host", "read"), &plan.arg(value), micro)?;
+        }
+    }
     Ok(())
+}
+
+/// Values of the reduce arena that a phase makes.
+fn reduced(plan: &Plan, phase: usize) -> impl Iterator<Item = ValueId> {
+    let range = plan.reduce.phases[phase].clone();
+    plan.reduce.entries.iter().filter(move |e| range.contains(&e.2.start)).map(|e| e.1)
 }
 
 impl Memory<'_> {
     fn run(&mut self, launches: &[Launch], micro: usize) -> Result<(), CheckError> {
         for launch in launches {
+            let by = (launch.path.as_str(), launch.op.name());
             for arg in &launch.inputs {
-                self.read(launch, arg, micro)?;
+                self.read(by, arg, micro)?;
             }
+            self.apart(by, launch, micro)?;
             for arg in &launch.outputs {
                 self.write(arg, (arg.value, micro), micro);
             }
@@ -67,6 +92,44 @@ impl Memory<'_> {
         let slot = if arg.loc.arena == Arena::Carry && micro != SUMMED { micro } else { 0 };
         let start = arg.loc.offset + slot * self.plan.placement.layout.carry_bytes;
         (start, start + self.plan.placement.storage.size(arg.shape, arg.dtype))
+    }
+
+    /// Whether a value lies inside its arena; that of states grows with the table.
+    fn inside(&self, by: Reader<'_>, arg: &Arg) -> Result<(), CheckError> {
+        let p = &self.plan.placement;
+        let bytes = match arg.loc.arena {
+            Arena::State => return Ok(()),
+            Arena::Batch => p.batch_bytes,
+            Arena::Prepared => p.prepared_bytes,
+            Arena::Reduce => p.layout.reduce_bytes,
+            Arena::Carry => p.layout.carry_bytes,
+            Arena::Work => p.work_bytes,
+        };
+        let end = arg.loc.offset + p.storage.size(arg.shape, arg.dtype);
+        if end <= bytes { Ok(()) } else { Err(self.error(by, arg, format!("an end within {bytes}"), end.to_string())) }
+    }
+
+    /// Whether what a launch writes lies inside its arena and apart from all else that it reads and writes. `Accumulate`
+    /// alone works in place.
+    fn apart(&self, by: Reader<'_>, launch: &Launch, micro: usize) -> Result<(), CheckError> {
+        let reads = &launch.inputs[usize::from(launch.op == Op::Accumulate)..];
+        for (i, output) in launch.outputs.iter().enumerate() {
+            self.inside(by, output)?;
+            let (start, end) = self.range(output, micro);
+            for other in reads.iter().chain(&launch.outputs[..i]) {
+                let (s, e) = self.range(other, micro);
+                if other.loc.arena == output.loc.arena && start < e && s < end {
+                    let expected = "memory of its own".to_string();
+                    return Err(self.error(by, output, expected, self.plan.graph.name(other.value)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn error(&self, by: Reader<'_>, arg: &Arg, expected: String, found: String) -> CheckError {
+        let (value, path, op) = (self.plan.graph.name(arg.value), by.0.to_string(), by.1);
+        CheckError { path, op, value, arena: arg.loc.arena, offset: arg.loc.offset, expected, found }
     }
 
     fn write(&mut self, arg: &Arg, tag: Tag, micro: usize) {
@@ -88,11 +151,15 @@ impl Memory<'_> {
         }
     }
 
-    fn read(&self, launch: &Launch, arg: &Arg, micro: usize) -> Result<(), CheckError> {
+    fn read(&self, by: Reader<'_>, arg: &Arg, micro: usize) -> Result<(), CheckError> {
         if arg.loc.arena == Arena::State {
             return Ok(()); // states hold the last commit, whoever made it
         }
-        let (value, micros) = self.source(arg.value, micro);
+        let (value, skipped, micros) = self.source(arg.value, micro);
+        let at = self.plan.loc(value).offset + skipped;
+        if arg.loc.offset != at {
+            return Err(self.error(by, arg, format!("{} from {at}", self.plan.graph.name(value)), "another place".into()));
+        }
         for m in micros {
             let (start, end) = self.range(arg, m);
             let found = self.written.range((arg.loc.arena, 0)..=(arg.loc.arena, start)).next_back();
@@ -102,29 +169,26 @@ impl Memory<'_> {
                 _ => {
                     let name = |v: ValueId| self.plan.graph.name(v);
                     let found = found.filter(|f| f.1.0 > start).map_or("nothing".to_string(), |(_, (_, t))| name(t.0));
-                    return Err(CheckError {
-                        path: launch.path.clone(),
-                        op: launch.op.name(),
-                        value: name(arg.value),
-                        arena: arg.loc.arena,
-                        offset: start,
-                        expected: name(value),
-                        found,
-                    });
+                    return Err(self.error(by, arg, name(value), found));
                 }
             }
         }
         Ok(())
     }
 
-    /// The value that a name stands for, through aliases, and the micro-batches whose copies are read.
-    fn source(&self, mut value: ValueId, micro: usize) -> (ValueId, Vec<usize>) {
-        let mut micros = vec![micro];
+    /// The value that a name stands for, through aliases, the bytes of it that are skipped, and the micro-batches whose
+    /// copies are read.
+    fn source(&self, mut value: ValueId, micro: usize) -> (ValueId, usize, Vec<usize>) {
+        let (mut micros, mut skipped) = (vec![micro], 0);
         while let Some(node) = self.plan.graph.producer(value) {
             match node.op {
                 Op::Reduce => micros = vec![SUMMED],
                 Op::Carry => micros = vec![0, 1],
-                Op::Slice { .. } if crate::place::alias(&self.plan.graph, node).is_some() => {}
+                Op::Slice { start, .. } if crate::place::alias(&self.plan.graph, node).is_some() => {
+                    let base = self.plan.arg(node.inputs[0]);
+                    let rows = base.shape.dims()[0].max(1);
+                    skipped += start * (self.plan.placement.storage.size(base.shape, base.dtype) / rows);
+                }
                 _ => break,
             }
             value = node.inputs[0];
@@ -135,6 +199,6 @@ impl Memory<'_> {
             micros = vec![0];
         }
         debug_assert!(!matches!(self.plan.graph.value(value).source, Source::Dropped));
-        (value, micros)
+        (value, skipped, micros)
     }
 }

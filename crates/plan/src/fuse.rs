@@ -97,8 +97,13 @@ fn strip_detach(step: &StepGraph) -> StepGraph {
         }
     }
     let mut step = StepGraph { graph: step.graph.with_nodes(nodes), phases: step.phases.clone() };
-    for output in step.phases.iter_mut().flat_map(|p| &mut p.losses.outputs) {
-        output.1 = *same.get(&output.1).unwrap_or(&output.1);
+    for phase in &mut step.phases {
+        let losses = &mut phase.losses;
+        let parts = losses.terms.iter_mut().flat_map(|t| t.loss.parts.iter_mut().map(|p| &mut p.1));
+        let monitors = losses.monitors.iter_mut().map(|m| &mut m.value);
+        let outputs = losses.outputs.iter_mut().map(|o| &mut o.1);
+        let held = parts.chain(monitors).chain(outputs).chain(phase.reduced.iter_mut().map(|r| &mut r.0));
+        held.for_each(|value| *value = *same.get(value).unwrap_or(value));
     }
     step
 }

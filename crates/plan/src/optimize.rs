@@ -5,7 +5,7 @@
 
 use crate::step::{Grad, Phase, StepGraph};
 use graph::{
-    Axis, BnRunningLayer, Commit, Graph, Init, Op, Place, Section, SgdArgs, SgdParam, SlotId, Source, State, StateId,
+    Axis, BnRunningLayer, Commit, Graph, Init, Node, Op, Place, Section, SgdArgs, SgdParam, SlotId, Source, State, StateId,
     StateKind, ValueId,
 };
 
@@ -113,10 +113,13 @@ impl Update<'_> {
         self.push(Op::Reduce, &[value], &path)[0]
     }
 
-    /// All micro-batches of a value. What the data side delivers is copied first, as its buffer is used again.
-    fn carry(&mut self, value: ValueId, path: &str) -> ValueId {
+    /// All micro-batches of a value. What no node makes is copied first: a batch buffer is used again, a state changes.
+    fn carry(&mut self, mut value: ValueId, path: &str) -> ValueId {
+        while let Some(Node { op: Op::Detach, inputs, .. }) = self.graph.producer(value) {
+            value = inputs[0];
+        }
         let copied = match self.graph.value(value).source {
-            Source::Batch(_) => {
+            Source::Batch(_) | Source::State(_) => {
                 let len = self.graph.shape(value).dims()[0];
                 let body = Place { section: Section::Body, ..self.place };
                 self.graph.push(Op::Slice { axis: Axis::Batch, start: 0, len }, &[value], path, body)[0]

@@ -4,9 +4,10 @@
 //! In and out: the same nodes. Bits do not depend on the order.
 
 use crate::fuse_frozen::written_states;
-use crate::place::{Storage, peak_bytes};
+use crate::place::{Storage, live_bytes};
 use crate::step::StepGraph;
-use graph::{Graph, Node, Section, Source};
+use graph::{Graph, Node, Op, Section, Source, ValueId};
+use std::collections::HashSet;
 
 pub fn order(step: &StepGraph, storage: Storage) -> StepGraph {
     let frozen = frozen_nodes(&step.graph);
@@ -14,14 +15,19 @@ pub fn order(step: &StepGraph, storage: Storage) -> StepGraph {
         return step.clone();
     }
     let as_built = step.graph.clone();
-    let mut early: Vec<(bool, Node)> = frozen.iter().map(|f| !f).zip(as_built.nodes.iter().cloned()).collect();
-    early.sort_by_key(|(late, node)| (node.place, *late));
-    let early = as_built.with_nodes(early.into_iter().map(|(_, node)| node).collect());
-    // Without the frozen nodes in the list's front, each waits until the first node that needs it.
-    let lazy: Vec<Node> = late_order(&as_built, &frozen);
-    let late = as_built.with_nodes(lazy);
-    let best = [as_built, early, late].into_iter().min_by_key(|g| peak_bytes(g, storage));
+    let early: Vec<bool> = frozen.iter().map(|f| !f).collect();
+    let [early, late] = [&early, &frozen].map(|behind| as_built.with_nodes(moved_back(&as_built, behind)));
+    let best = [as_built, early, late].into_iter().min_by_key(|g| peak_bytes(g, step, storage));
     StepGraph { graph: best.unwrap_or_else(|| step.graph.clone()), phases: step.phases.clone() }
+}
+
+/// Most bytes of the work arena alive at once; what is prepared, reduced or carried lies elsewhere.
+fn peak_bytes(graph: &Graph, step: &StepGraph, storage: Storage) -> usize {
+    let moved = graph.nodes.iter().filter(|n| matches!(n.op, Op::Reduce | Op::Carry));
+    let moved: HashSet<ValueId> = moved.map(|n| n.inputs[0]).collect();
+    let prepared = |v| graph.producer(v).is_some_and(|n| n.place.section == Section::Prepare);
+    let live = live_bytes(graph, &step.phases, storage, |v| !moved.contains(&v) && !prepared(v));
+    live.into_iter().max().unwrap_or(0)
 }
 
 /// Nodes of a body that read frozen parameters, themselves or through others, and no trained ones.
@@ -46,9 +52,9 @@ fn frozen_nodes(graph: &Graph) -> Vec<bool> {
     frozen
 }
 
-/// Frozen nodes moved behind the others of their place; `with_nodes` pulls each forward to its first reader.
-fn late_order(graph: &Graph, frozen: &[bool]) -> Vec<Node> {
-    let mut nodes: Vec<(bool, Node)> = frozen.iter().copied().zip(graph.nodes.iter().cloned()).collect();
+/// These nodes behind the others of their place; `with_nodes` pulls each forward to its first reader.
+fn moved_back(graph: &Graph, behind: &[bool]) -> Vec<Node> {
+    let mut nodes: Vec<(bool, Node)> = behind.iter().copied().zip(graph.nodes.iter().cloned()).collect();
     nodes.sort_by_key(|(late, node)| (node.place, *late));
     nodes.into_iter().map(|(_, node)| node).collect()
 }

@@ -4,7 +4,7 @@
 //! In: an ordered graph and the reduce layout. Out: a location per value; the graph is unchanged.
 
 use crate::bucket::ReduceLayout;
-use crate::step::StepGraph;
+use crate::step::{Phase, StepGraph};
 use graph::{Axis, Graph, Init, Node, Op, Section, Source, State, StateId, StateKind, ValueId};
 use std::collections::HashMap;
 use tensor::{Dtype, Shape};
@@ -149,7 +149,7 @@ pub fn place(
     for (name, value) in carried(graph) {
         locs[value.0 as usize] = layout.carry.get(&name).map(|&offset| Loc { arena: Arena::Carry, offset });
     }
-    let lives = lifetimes(step, |v| locs[v.0 as usize].is_none());
+    let lives = lifetimes(graph, &step.phases, |v| locs[v.0 as usize].is_none());
     let (offsets, work_bytes) = pack(&lives, |v| size(v).next_multiple_of(ALIGN));
     for (value, offset) in offsets {
         locs[value.0 as usize] = Some(Loc { arena: Arena::Work, offset });
@@ -222,8 +222,7 @@ struct Life {
 }
 
 /// First and last node of every value that `wanted` picks and no other value's memory holds.
-fn lifetimes(step: &StepGraph, wanted: impl Fn(ValueId) -> bool) -> Vec<Life> {
-    let graph = &step.graph;
+fn lifetimes(graph: &Graph, phases: &[Phase], wanted: impl Fn(ValueId) -> bool) -> Vec<Life> {
     let mut root: Vec<ValueId> = (0..graph.values.len()).map(|i| ValueId(i as u32)).collect();
     let mut end = vec![0; graph.values.len()];
     let mut lives = Vec::new();
@@ -240,10 +239,10 @@ fn lifetimes(step: &StepGraph, wanted: impl Fn(ValueId) -> bool) -> Vec<Life> {
             lives.push((output, i));
         }
     }
-    for (_, value) in step.phases.iter().flat_map(|p| &p.losses.outputs) {
+    for (_, value) in phases.iter().flat_map(|p| &p.losses.outputs) {
         end[root[value.0 as usize].0 as usize] = graph.nodes.len();
     }
-    for value in step.phases.iter().flat_map(|p| p.reduced.iter().map(|r| r.1).chain(p.norm.into_iter().flatten())) {
+    for value in phases.iter().flat_map(|p| p.reduced.iter().map(|r| r.1).chain(p.norm.into_iter().flatten())) {
         end[root[value.0 as usize].0 as usize] = graph.nodes.len();
     }
     lives.into_iter().map(|(value, start)| Life { value, start, end: end[value.0 as usize] }).collect()
@@ -271,21 +270,26 @@ fn pack(lives: &[Life], size: impl Fn(ValueId) -> usize) -> (Vec<(ValueId, usize
     (placed.iter().map(|&(offset, _, life)| (life.value, offset)).collect(), total)
 }
 
-/// Most bytes alive at once among values that nodes make: what any placement needs at least.
-pub(crate) fn peak_bytes(graph: &Graph, storage: Storage) -> usize {
-    let lives = lifetimes(&StepGraph { graph: graph.clone(), phases: vec![] }, |_| true);
-    let mut change = vec![0isize; graph.nodes.len() + 1];
-    for life in &lives {
+/// Bytes of the work arena alive during each node, given which values lie in it: no placement does with less than the most.
+pub(crate) fn live_bytes(
+    graph: &Graph,
+    phases: &[Phase],
+    storage: Storage,
+    in_work: impl Fn(ValueId) -> bool,
+) -> Vec<usize> {
+    let nodes = graph.nodes.len();
+    let mut change = vec![0isize; nodes + 1];
+    for life in lifetimes(graph, phases, in_work) {
         let bytes = storage.size(graph.shape(life.value), graph.value(life.value).dtype) as isize;
         change[life.start] += bytes;
-        change[life.end + 1] -= bytes;
+        change[(life.end + 1).min(nodes)] -= bytes;
     }
-    change
+    let mut live = 0;
+    change[..nodes]
         .iter()
-        .scan(0, |live, c| {
-            *live += c;
-            Some(*live as usize)
+        .map(|c| {
+            live += c;
+            live as usize
         })
-        .max()
-        .unwrap_or(0)
+        .collect()
 }

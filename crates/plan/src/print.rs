@@ -1,13 +1,22 @@
 //! The printed plan: a line per launch, then what it adds up to.
 
 use crate::lower::{Launch, Plan};
-use crate::place::{Arena, Loc};
-use graph::{Section, ValueId};
+use crate::place::{Arena, Loc, alias, live_bytes};
+use graph::{Node, Op, Section, ValueId};
 use std::collections::BTreeMap;
 use std::fmt::{Display, Formatter, Result, Write as _};
 
+const LEGEND: &str = "\
+# A line per launch: bytes read and written, FLOPs, bytes alive in the work arena while it runs, then
+#   path: outputs = op(inputs)
+# Each output is followed by its place, arena+offset in hex: w work (shared by liveness), b batch, p prepared, r reduced
+# (losses and gradients), c carried to the update (a slot per micro-batch). sum(x) is x over all micro-batches and ranks,
+# all(x) its copy of each micro-batch, x[a..b] rows of it, no copy. A name without % is a state or an input.
+";
+
 impl Display for Plan {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.write_str(LEGEND)?;
         let live = self.live_bytes();
         for phase in 0..self.phases.len() {
             for section in [Section::Prepare, Section::Body, Section::Update] {
@@ -16,38 +25,54 @@ impl Display for Plan {
                     continue;
                 }
                 let when = match section {
-                    Section::Prepare => "once, after loading",
-                    Section::Body => "per micro-batch",
-                    Section::Update => "per step",
+                    Section::Prepare => "prepare (once, after loading)",
+                    Section::Body => "body (per micro-batch)",
+                    Section::Update => "update (per step)",
                 };
-                writeln!(f, "phase {} {section:?} ({when})", self.phases[phase].name)?;
-                writeln!(f, "{:>9} {:>9} {:>9} {:>9} {:>9}  launch", "read", "written", "flops", "live", "at")?;
+                writeln!(f, "\nphase {}, {when}", self.phases[phase].name)?;
+                writeln!(f, "{:>9} {:>9} {:>9} {:>9}  launch", "read", "written", "flops", "live")?;
                 for launch in launches {
                     line(self, launch, live[launch.node.0 as usize], f)?;
                 }
             }
         }
-        f.write_str(&summary(self))
+        write!(f, "\n{}", summary(self))
     }
 }
 
+/// Operands of a line; what is left out are the tensors of an update, all of one kind.
+const SHOWN: usize = 8;
+
 fn line(plan: &Plan, launch: &Launch, live: usize, f: &mut Formatter<'_>) -> Result {
-    let name = |v: ValueId| plan.graph.name(v);
-    let inputs: Vec<_> = launch.inputs.iter().take(6).map(|a| name(a.value)).collect();
-    let more = if launch.inputs.len() > 6 { format!(", … {} more", launch.inputs.len() - 6) } else { String::new() };
-    let outputs: Vec<_> =
-        launch.outputs.iter().map(|a| format!("{} {}{}", name(a.value), a.dtype.name(), a.shape)).collect();
-    let at = launch.outputs.first().map_or(String::new(), |a| place_of(a.loc));
+    let inputs: Vec<_> = launch.inputs.iter().take(SHOWN).map(|a| operand(plan, a.value)).collect();
+    let left = launch.inputs.len() - inputs.len();
+    let more = if left > 0 { format!(", … {left} more") } else { String::new() };
+    let output = |a: &crate::Arg| {
+        format!("{} {}{} {}", plan.graph.name(a.value), a.dtype.name(), a.shape, place_of(a.loc))
+    };
+    let outputs: Vec<_> = launch.outputs.iter().map(output).collect();
+    let made = if outputs.is_empty() { String::new() } else { outputs.join(", ") + " = " };
     let (read, written, flops) = (unit(launch.cost.read), unit(launch.cost.written), unit(launch.cost.flops));
     writeln!(
         f,
-        "{read:>9} {written:>9} {flops:>9} {:>9} {at:>9}  {}: {} = {}({}{more})",
+        "{read:>9} {written:>9} {flops:>9} {:>9}  {}: {made}{}({}{more})",
         unit(live as u64),
         launch.path,
-        outputs.join(", "),
         launch.op,
         inputs.join(", ")
     )
+}
+
+/// The name of a value; one that is a view says of what.
+fn operand(plan: &Plan, value: ValueId) -> String {
+    match plan.graph.producer(value) {
+        Some(Node { op: Op::Reduce, inputs, .. }) => format!("sum({})", operand(plan, inputs[0])),
+        Some(Node { op: Op::Carry, inputs, .. }) => format!("all({})", operand(plan, inputs[0])),
+        Some(node @ Node { op: Op::Slice { start, len, .. }, inputs, .. }) if alias(&plan.graph, node).is_some() => {
+            format!("{}[{start}..{}]", operand(plan, inputs[0]), start + len)
+        }
+        _ => plan.graph.name(value),
+    }
 }
 
 fn place_of(loc: Loc) -> String {
@@ -74,31 +99,10 @@ fn unit(n: u64) -> String {
 }
 
 impl Plan {
-    /// Work bytes alive during each node.
+    /// Bytes of the work arena alive during each node.
     pub fn live_bytes(&self) -> Vec<usize> {
-        let mut change = vec![0isize; self.graph.nodes.len() + 1];
-        let mut last = vec![None; self.graph.values.len()];
-        for launch in &self.launches {
-            for arg in launch.inputs.iter().chain(&launch.outputs).filter(|a| a.loc.arena == Arena::Work) {
-                let bytes = self.placement.storage.size(arg.shape, arg.dtype) as isize;
-                let at = launch.node.0 as usize;
-                let seen: &mut Option<usize> = &mut last[arg.value.0 as usize];
-                match *seen {
-                    None => change[at] += bytes,
-                    Some(previous) => change[previous + 1] += bytes,
-                }
-                change[at + 1] -= bytes;
-                *seen = Some(at);
-            }
-        }
-        change.pop();
-        change
-            .iter()
-            .scan(0, |live, c| {
-                *live += c;
-                Some(*live as usize)
-            })
-            .collect()
+        let in_work = |v: ValueId| self.placement.locs[v.0 as usize].is_some_and(|loc| loc.arena == Arena::Work);
+        live_bytes(&self.graph, &self.phases, self.placement.storage, in_work)
     }
 
     /// Bytes read and written and FLOPs of bodies and updates, per image row of the micro-batch.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// An open set and what normalises it.
-pub struct Set {
+pub(crate) struct Set {
     pub loader: Arc<Loader>,
     pub lists: Arc<ClassLists>,
     pub stats: Stats,
@@ -47,13 +47,21 @@ pub(crate) fn eval_spec(recipe: &Recipe) -> BatchSpec {
 
 /// A rank's place among others.
 #[derive(Clone, Copy, Debug)]
-pub struct Rank {
+pub(crate) struct Rank {
     pub rank: usize,
     pub world: usize,
 }
 
+/// A rank's part of a step.
+pub(crate) struct StepBatches {
+    pub micros: Vec<Micro>,
+    /// Units of every micro-batch of the global batch, per role.
+    pub all_units: Vec<[usize; 2]>,
+    pub bad: Vec<data::BadSample>,
+}
+
 /// Training batches, in the order of the run.
-pub struct Feed {
+pub(crate) struct Feed {
     pub deal: Deal,
     pub units: usize,
     set: Arc<Set>,
@@ -128,11 +136,8 @@ impl Feed {
         Ok(())
     }
 
-    /// This rank's micro-batches of a step, the units of all, and what was bad.
-    pub(crate) fn step(
-        &mut self,
-        step: usize,
-    ) -> Result<(Vec<Micro>, Vec<[usize; 2]>, Vec<data::BadSample>), TrainError> {
+    /// This rank's part of a step.
+    pub(crate) fn step(&mut self, step: usize) -> Result<StepBatches, TrainError> {
         let own = self.deal.deal(step, self.rank.rank, self.rank.world).len();
         let Some((epoch, order, prefetch)) = &mut self.epoch else {
             return Err(TrainError::Setting("no epoch is open".into()));
@@ -155,7 +160,7 @@ impl Feed {
             };
             micros.push(inputs::micro(batch, previous.as_ref(), &self.spec)?);
         }
-        Ok((micros, all, batches.into_iter().flat_map(|b| b.bad).collect()))
+        Ok(StepBatches { micros, all_units: all, bad: batches.into_iter().flat_map(|b| b.bad).collect() })
     }
 
     /// Time spent waiting for batches of this epoch.

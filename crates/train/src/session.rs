@@ -21,6 +21,8 @@ use comm::{Communicator, Solo, Threads};
 use cpu::Real;
 use data::{BatchSpec, OnBad, Split, sample_hash};
 use graph::{Precision, Setting};
+use methods::{Ce, MethodSpec};
+use nets::NetworkSpec;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -221,11 +223,36 @@ impl Session {
         evaluate(&mut engine, &set, self.recipe.eval.batch, self.recipe.data.workers)
     }
 
+    /// Holds each teacher to the accuracy that the recipe expects of it.
+    fn check_teachers(&self) -> Result<(), TrainError> {
+        for teacher in &self.recipe.teacher {
+            let Some(expected) = teacher.expect_top1 else { continue };
+            let network = NetworkSpec::new(&teacher.name);
+            let recipe = Recipe { network, teacher: vec![], method: MethodSpec::Ce(Ce::default()), ..self.recipe.clone() };
+            let model = Model::new(&recipe, self.model.setting.clone())?;
+            let (train_set, eval_set) = (self.train_set.clone(), self.eval_set.clone());
+            let (text, annotated, run_dir) = (String::new(), String::new(), PathBuf::new());
+            let (compile, options) = (self.compile.clone(), self.options.clone());
+            let alone = Session { recipe, text, annotated, model, compile, train_set, eval_set, run_dir, options, notes: vec![] };
+            let load = |engine: &mut Engine<f32>| {
+                load_module(&mut engine.executor, &engine.states, "student.", &teacher.weights).map(drop)
+            };
+            let split = if self.recipe.eval.split == "val" { Split::Val } else { Split::Test };
+            let got = alone.evaluate(split, load)?.accuracy();
+            if got < expected - 0.001 {
+                let reason = format!("expected top1 {expected} of the teacher {}, got {got:.4}; check its normalisation and classes", teacher.name);
+                return Err(TrainError::Weights { path: teacher.weights.clone(), reason });
+            }
+        }
+        Ok(())
+    }
+
     /// Trains; resumes by itself where the run folder says so.
     pub fn train(&self) -> Result<Outcome, TrainError> {
         let signals = Signals::install().map_err(|source| self.io("cannot handle signals for", source))?;
         let begin = Instant::now();
         let resumed = self.resume()?;
+        self.check_teachers()?;
         std::fs::create_dir_all(&self.run_dir).map_err(|source| self.io("cannot create", source))?;
         self.write_run_files()?;
         let resumed = resumed.as_ref();

@@ -25,9 +25,9 @@ impl Model {
         let teachers = named.collect::<Result<Vec<_>, _>>().map_err(|e| wrong(format!("[[teacher]] {e}")))?;
         let method = recipe.method.clone().build();
         let spec = method.spec(&setting).map_err(|e| wrong(format!("[method] {e}")))?;
-        if teachers.len() < spec.teachers {
+        if teachers.len() != spec.teachers {
             return Err(wrong(format!(
-                "[[teacher]]: the method needs {}, the recipe names {}; add a [[teacher]] section with name and weights",
+                "[[teacher]]: the method takes {}, the recipe names {}; a teacher is a section [[teacher]] with name and weights",
                 spec.teachers,
                 teachers.len()
             )));

@@ -5,7 +5,7 @@ use crate::engine::{Engine, StepInputs, StepValues};
 use crate::error::TrainError;
 use crate::evaluate::{Evaluation, evaluate};
 use crate::exit::Exit;
-use crate::feed::{Feed, Set};
+use crate::feed::{Feed, Set, StepBatches};
 use crate::journal::Journal;
 use crate::manifest::RunState;
 use crate::recipe::{OnNonfinite, Recipe};
@@ -22,7 +22,7 @@ const MAX_SKIPPED: u64 = 20;
 
 /// Where a run is, and what it remembers besides tensors; stored in the manifest, equal on all ranks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Position {
+pub(crate) struct Position {
     pub epoch: usize,
     /// Steps done of the epoch.
     pub step: usize,
@@ -120,7 +120,7 @@ impl<T: Real> Trainer<'_, T> {
     }
 
     fn step(&mut self, steps: usize) -> Result<StepValues, TrainError> {
-        let (micros, all_units, bad) = self.feed.step(self.position.step)?;
+        let StepBatches { micros, all_units, bad } = self.feed.step(self.position.step)?;
         self.note_bad(&bad)?;
         let mut slots: HashMap<String, f64> =
             self.slots.iter().map(|s| (s.name.clone(), ramp(s.ramp, self.position.epoch))).collect();

@@ -32,12 +32,20 @@ impl Method for Tapped {
 
 /// Of a golden network: its engine, and image and labels.
 fn build<T: Real>(golden: &Golden, precision: Precision, fusion: Fusion) -> (Engine<T>, Inputs) {
+    // The goldens' wide networks move all running statistics once.
+    let wide = golden.attr["net"].as_str().unwrap().starts_with("wrn_");
+    build_with(golden, (precision, fusion), wide.then_some(WrnBn::Once))
+}
+
+fn build_with<T: Real>(
+    golden: &Golden,
+    (precision, fusion): (Precision, Fusion),
+    wrn_bn: Option<WrnBn>,
+) -> (Engine<T>, Inputs) {
     let name = golden.attr["net"].as_str().unwrap();
     let classes = golden.number("classes");
-    let mut spec = NetworkSpec::new(name.strip_prefix("imagenet_").unwrap_or(name));
-    // The goldens' wide networks move all running statistics once.
-    spec.wrn_bn = name.starts_with("wrn_").then_some(WrnBn::Once);
-    let student = spec.build(classes).unwrap();
+    let published = name.strip_prefix("imagenet_").unwrap_or(name);
+    let student = NetworkSpec { wrn_bn, ..NetworkSpec::new(published) }.build(classes).unwrap();
     let shape: Vec<usize> =
         golden.attr["image"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as usize).collect();
     let labels = labels(golden);
@@ -130,26 +138,25 @@ fn in_f64(name: &str, fusion: Fusion) {
     found.add("global gradient norm", (&[values.grad_norm], &[norms]), 1e-10);
 }
 
-/// Evaluation of every network stays within 1e-4; a training forward amplifies roundings, so only where one rounding a
-/// layer moves f64 by less than 1e-13 (a hundredth of the file's tolerance), which is 5e-5 in f32.
+/// Evaluation within 1e-5. A training forward amplifies roundings: the file's tolerance is a hundred times what those of f64
+/// do, and f32's are 2²⁹ larger; a twentieth of that, where it means anything.
 fn in_f32(name: &str) {
     let golden = Golden::open("nets", name);
     let mut found = Differences::new(format!("{name} f32"));
     let (mut engine, inputs) = build::<f32>(&golden, Precision::F32, Fusion::Full);
     let values = engine.evaluate(&inputs).unwrap();
-    evaluation(&golden, &mut found, &values, 1e-4);
-    drop(found);
-    let mut found = Differences::new(format!("{name} f32 train"));
-    if true {
+    evaluation(&golden, &mut found, &values, 1e-5);
+    let train = tolerance(&golden, "train") * f64::from(1 << 29) / 20.0;
+    if train < 0.05 {
         engine.end_evaluation();
         let values = step(&mut engine, inputs, 0.0);
-        found.add("out.loss", (&[values.loss], &golden.get("out.loss")), 1e9);
-        found.add("out.logits_train", (&output(&engine, "logits"), &golden.get("out.logits_train")), 1e9);
+        found.add("out.loss", (&[values.loss], &golden.get("out.loss")), train);
+        found.add("out.logits_train", (&output(&engine, "logits"), &golden.get("out.logits_train")), train);
     }
 }
 
 /// Networks that take long in f64 are not run unfused too; their families are, by others.
-const LARGE: [&str; 4] = ["resnet32x4", "cifar_resnet34", "cifar_resnet50", "imagenet_resnet34"];
+const LARGE: [&str; 5] = ["resnet32x4", "cifar_resnet18", "cifar_resnet34", "cifar_resnet50", "imagenet_resnet34"];
 
 macro_rules! networks {
     ($($name:ident)*) => {
@@ -182,6 +189,7 @@ fn fusion_takes_launches_away() {
     assert!(launches(Fusion::Full) < launches(Fusion::Off));
 }
 
+/// A training forward of cifar_resnet18 amplifies roundings of bf16 to nonsense (f32's, 2¹⁵ smaller, are at 1e-4 there).
 #[test]
 fn bf16_is_near_f64() {
     for name in ["resnet8", "cifar_resnet18"] {
@@ -189,10 +197,31 @@ fn bf16_is_near_f64() {
         let mut found = Differences::new(format!("{name} bf16"));
         let (mut engine, inputs) = build::<f32>(&golden, Precision::Bf16, Fusion::Full);
         let values = engine.evaluate(&inputs).unwrap();
-        found.add("out.logits", (&values.logits, &golden.get("out.logits")), 1e-6);
-        engine.end_evaluation();
-        let values = step(&mut engine, inputs, 0.0);
-        found.add("out.loss", (&[values.loss], &golden.get("out.loss")), 1e-6);
-        found.add("out.logits_train", (&output(&engine, "logits"), &golden.get("out.logits_train")), 1e-6);
+        evaluation(&golden, &mut found, &values, 2e-2);
+        if name == "resnet8" {
+            engine.end_evaluation();
+            let values = step(&mut engine, inputs, 0.0);
+            found.add("out.loss", (&[values.loss], &golden.get("out.loss")), 2e-2);
+            found.add("out.logits_train", (&output(&engine, "logits"), &golden.get("out.logits_train")), 4e-2);
+            let norms: Vec<_> = golden.after("gradnorm.").flat_map(|p| golden.get(&format!("gradnorm.{p}"))).collect();
+            found.add("gradient norm", (&[values.grad_norm], &[norm(norms.into_iter())]), 4e-2);
+        }
+    }
+}
+
+/// r ← 0.9 r + 0.1 s once is the golden's; twice is that of it again.
+#[test]
+fn wide_networks_move_the_last_running_statistics_twice() {
+    let golden = Golden::open("nets", "wrn_16_1");
+    let mut found = Differences::new("wrn_16_1 twice".to_string());
+    let (mut engine, inputs) = build_with::<f64>(&golden, (Precision::F64, Fusion::Full), Some(WrnBn::Twice));
+    let before = ["running_mean", "running_var"].map(|field| state(&engine, &format!("bn1.{field}")));
+    step(&mut engine, inputs, 0.0);
+    for (field, before) in ["running_mean", "running_var"].iter().zip(before) {
+        let once = golden.get(&format!("out.bn1.{field}"));
+        let twice: Vec<f64> = once.iter().zip(before).map(|(once, before)| 1.9 * once - 0.9 * before).collect();
+        found.add(field, (&state(&engine, &format!("bn1.{field}")), &twice), tolerance(&golden, "train"));
+        let first = format!("block1.layer.0.bn1.{field}");
+        found.add(&first, (&state(&engine, &first), &golden.get(&format!("out.{first}"))), tolerance(&golden, "train"));
     }
 }
