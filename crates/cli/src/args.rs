@@ -38,7 +38,8 @@ pub(crate) enum Color {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 64 usage or recipe, 65 bad data, 70 a bug, 74 a checkpoint could not be written or read,
-75 stopped with a good checkpoint (run again to go on), 78 a check before the start failed, 79 not finite";
+75 stopped with a good checkpoint (run again to go on), 78 a check before the start failed, 79 not finite,
+130 and 143 stopped by INT and TERM";
 
 /// Edits of a recipe. Order: the file, then --set, then the flags.
 #[derive(Debug, Args)]

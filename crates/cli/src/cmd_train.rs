@@ -2,13 +2,13 @@
 
 use crate::args::Edits;
 use crate::error::CliError;
-use crate::output::{Terminal, percent};
+use crate::output::Terminal;
+use crate::summary;
 use clap::{Args, ValueEnum};
-use serde_json::json;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::str::FromStr;
-use train::{Exit, Outcome, Resume, RunOptions, Score, Session, Verbosity};
+use train::{Exit, Resume, RunOptions, Session, Verbosity};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -17,7 +17,8 @@ Examples:
   retort train recipe.toml --ranks 4 --reproducible --micro-batch 32
   retort train recipe.toml --dry-run      all checks, the full recipe and the plan; no step
 
-A run folder that holds a good checkpoint is gone on with. INT or TERM save one and end with 75; a second one ends at once.";
+A run folder that holds a good checkpoint is gone on with. USR2 saves one and ends with 75, TERM
+with 143, Ctrl-C with 130; a second TERM or Ctrl-C ends at once.";
 
 /// Train; goes on by itself if the run folder has a good checkpoint
 #[derive(Debug, Args)]
@@ -98,42 +99,35 @@ pub(crate) fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Exit, CliErro
         threads: args.threads.unwrap_or(0),
         resume: args.resume.0.clone(),
         verbosity: if args.quiet { Verbosity::Quiet } else { Verbosity::Normal },
+        ..RunOptions::default()
     };
     let session = Session::open(loaded, options)?;
     if args.dry_run {
         terminal.print(session.dry_run()?)?;
         return Ok(Exit::Done);
     }
+    if !args.quiet {
+        terminal.note(opening(&session));
+    }
     let outcome = session.train()?;
-    terminal.print(if args.json { as_json(&outcome) } else { in_words(&outcome) })?;
+    if args.json {
+        terminal.print(summary::as_json(&outcome))?;
+    } else {
+        terminal.print(summary::in_words(&outcome, &session.recipe))?;
+    }
+    if !args.quiet && !args.json {
+        let header = std::fs::read_to_string(&args.recipe).unwrap_or_default();
+        terminal.note(summary::next(&outcome, &args.recipe, &header));
+    }
     Ok(outcome.exit)
 }
 
-fn in_words(outcome: &Outcome) -> String {
-    let score = |name: &str, score: Option<Score>| {
-        score.map_or(String::new(), |s| format!("{name} top1 {} (epoch {}), ", percent(s.top1), s.epoch + 1))
-    };
-    let how = match outcome.exit {
-        Exit::Done if outcome.degraded => "done, but something could not be written; see stderr",
-        Exit::Done => "done",
-        Exit::Preempted => "stopped with a good checkpoint; run the same command to go on",
-        _ => "ended early",
-    };
-    let (last, best) = (score("last", outcome.last), score("best", outcome.best));
-    let (steps, seconds, folder) = (outcome.steps, outcome.seconds, outcome.run_dir.display());
-    format!("{how}: {last}{best}{steps} steps in {seconds:.1} s, {folder}")
-}
-
-fn as_json(outcome: &Outcome) -> String {
-    let score = |s: Option<Score>| s.map(|s| json!({"epoch": s.epoch, "top1": s.top1, "top5": s.top5, "loss": s.loss}));
-    json!({
-        "exit": outcome.exit.code(),
-        "steps": outcome.steps,
-        "last": score(outcome.last),
-        "best": score(outcome.best),
-        "seconds": outcome.seconds,
-        "degraded": outcome.degraded,
-        "run": outcome.run_dir,
-    })
-    .to_string()
+fn opening(session: &Session) -> String {
+    let method = serde_json::to_value(&session.recipe.method).unwrap_or_default();
+    format!(
+        "run: {} by {}, in {}; Ctrl-C stops and saves, the same command goes on",
+        session.recipe.network.name,
+        method["name"].as_str().unwrap_or_default(),
+        session.run_dir.display()
+    )
 }

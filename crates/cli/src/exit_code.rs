@@ -2,6 +2,7 @@
 
 use crate::error::CliError;
 use std::io::ErrorKind;
+use train::checkpoint::CheckpointError;
 use train::{Exit, TrainError};
 
 /// The code of an error. A reader that closed its end has what it wanted.
@@ -16,6 +17,7 @@ pub(crate) fn of(error: &CliError) -> Exit {
             TrainError::Recipe(_) | TrainError::Setting(_) => Exit::Usage,
             TrainError::Data(e) => of_data(e),
             TrainError::TooManyBad { .. } | TrainError::Weights { .. } | TrainError::Tensor(_) => Exit::BadData,
+            TrainError::Checkpoint(CheckpointError::NoSpace { .. }) => Exit::Preflight,
             TrainError::Checkpoint(_) | TrainError::FinalSave(..) | TrainError::Io { .. } => Exit::CheckpointIo,
             TrainError::Comm(_) => Exit::PeerLost,
             TrainError::Cpu(_) => Exit::Device,

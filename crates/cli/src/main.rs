@@ -13,6 +13,7 @@ mod cmd_train;
 mod error;
 mod exit_code;
 mod output;
+mod summary;
 
 use args::{Cli, Command};
 use clap::Parser;

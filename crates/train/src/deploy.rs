@@ -121,11 +121,18 @@ pub fn import(from: &Path, network: &str, to: &Path) -> Result<String, TrainErro
         fail(format!("{head} is missing, so this is no {network}; names begin {}", some.join(", ")))
     })?;
     let side = facts.side;
-    let setting = Setting { classes, image: [side, side, 3], samples: 1, epochs: 1 };
-    let plan = head_plan(&model_of(&Recipe::for_network(network)?, setting)?, 1, None)?.0;
+    let entries = |channels: usize| -> Result<Vec<nets::Entry>, TrainError> {
+        let setting = Setting { classes, image: [side, side, channels], samples: 1, epochs: 1 };
+        let plan = head_plan(&model_of(&Recipe::for_network(network)?, setting)?, 1, None)?.0;
+        Ok(state_dict(&plan.graph, "student"))
+    };
+    let colour = entries(3)?;
+    // The first convolution sees the image: [K, channels, R, S].
+    let first = colour.first().and_then(|e| stripped.get(&e.name));
+    let grey = first.is_some_and(|t| matches!(t.shape().dims(), [_, 1, _, _]));
     let mut kept = Tensors::new();
     let mut wrong = Vec::new();
-    for entry in state_dict(&plan.graph, "student") {
+    for entry in if grey { entries(1)? } else { colour } {
         match (stripped.get(&entry.name), entry.value) {
             (Some(tensor), _) if tensor.shape() == entry.shape => drop(kept.insert(entry.name, tensor.clone())),
             (Some(t), _) => wrong.push(format!("{}: expected {}, got {}", entry.name, entry.shape, t.shape())),

@@ -28,9 +28,9 @@ pub enum Exit {
     Preflight = 78,
     /// Loss or gradients not finite, or ranks differ.
     Divergence = 79,
-    /// Stopped by INT without a save.
+    /// Stopped by INT; with a checkpoint of that step, unless a second signal came.
     Interrupted = 130,
-    /// Stopped by TERM without a save.
+    /// Stopped by TERM; with a checkpoint of that step, unless a second signal came.
     Terminated = 143,
 }
 

@@ -67,6 +67,7 @@ pub(crate) struct Feed {
     set: Arc<Set>,
     spec: Spec,
     seed: u64,
+    stage: u8,
     rank: Rank,
     workers: usize,
     /// The epoch being read, its number, and the batches of this rank.
@@ -76,16 +77,16 @@ pub(crate) struct Feed {
 }
 
 impl Feed {
-    pub(crate) fn new(recipe: &Recipe, spec: &Spec, set: Arc<Set>, rank: Rank) -> Result<Feed, TrainError> {
+    pub(crate) fn new(recipe: &Recipe, spec: &Spec, set: Arc<Set>, rank: Rank, stage: u8) -> Result<Feed, TrainError> {
         let t = &recipe.train;
         let units =
-            Epoch::new(inputs::sampler(spec), set.lists.clone(), EpochKey { seed: t.seed, stage: 0, epoch: 0 })?
+            Epoch::new(inputs::sampler(spec), set.lists.clone(), EpochKey { seed: t.seed, stage, epoch: 0 })?
                 .units();
         let last = if recipe.data.keep_last { LastBatch::Keep } else { LastBatch::Drop };
         let micro = micro_batch(recipe, rank.world);
         let deal = Deal::new(units, t.global_batch.min(units.next_multiple_of(micro)), micro, last)?;
         let (seed, workers, spec) = (t.seed, recipe.data.workers, spec.clone());
-        Ok(Feed { deal, units, set, spec, seed, rank, workers, epoch: None, last: None })
+        Ok(Feed { deal, units, set, spec, seed, stage, rank, workers, epoch: None, last: None })
     }
 
     /// Sizes of micro-batches that occur in the run, per role: the full one first.
@@ -124,7 +125,7 @@ impl Feed {
     /// Starts reading `epoch` at `step`.
     pub(crate) fn seek(&mut self, epoch: usize, step: usize) -> Result<(), TrainError> {
         let make = |epoch: usize| {
-            let key = EpochKey { seed: self.seed, stage: 0, epoch: epoch as u32 };
+            let key = EpochKey { seed: self.seed, stage: self.stage, epoch: epoch as u32 };
             Epoch::new(inputs::sampler(&self.spec), self.set.lists.clone(), key).map(Arc::new)
         };
         self.last = if epoch > 0 { Some(make(epoch - 1)?) } else { None };

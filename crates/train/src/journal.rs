@@ -37,6 +37,7 @@ pub(crate) struct Journal {
     progress: Option<Progress>,
     ledger: PathBuf,
     epochs: usize,
+    max_steps: u64,
     images_per_step: usize,
     world_size: usize,
     log_every: u64,
@@ -49,6 +50,7 @@ pub(crate) struct Journal {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts {
     pub epochs: usize,
+    pub max_steps: u64,
     pub images_per_step: usize,
     pub world_size: usize,
     pub log_every: u64,
@@ -56,13 +58,14 @@ pub(crate) struct Facts {
 
 impl Journal {
     pub(crate) fn open(run: &Path, resumed_at: Option<u64>, facts: Facts, verbosity: Verbosity) -> Journal {
-        let Facts { epochs, images_per_step, world_size, log_every } = facts;
+        let Facts { epochs, max_steps, images_per_step, world_size, log_every } = facts;
         Journal {
             metrics: MetricsLog::append_to(&run.join("metrics.jsonl")),
             events: EventWriter::create(&run.join("tensorboard"), resumed_at),
             progress: (verbosity == Verbosity::Normal).then(Progress::stderr),
             ledger: run.join("bad_samples.jsonl"),
             epochs,
+            max_steps,
             images_per_step,
             world_size,
             log_every: log_every.max(1),
@@ -104,7 +107,7 @@ impl Journal {
             scalars.extend(values.terms.iter().map(|(name, weighted, _)| (name.as_str(), *weighted as f32)));
             self.events.scalars(step, &scalars);
         }
-        let total = (self.epochs * pace.steps) as f64;
+        let total = ((self.epochs * pace.steps) as u64).min(self.max_steps) as f64;
         let left = (total - step as f64) / pace.steps_per_s.max(1e-9);
         let status = Status {
             epoch: at.epoch as u64 + 1,
@@ -163,12 +166,12 @@ impl Journal {
         self.epoch_begin = Instant::now();
     }
 
-    pub(crate) fn saved(&mut self, at: &Position, report: &SaveReport) {
-        let mut fields = Map::new();
-        let folder = report.folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        fields.insert("folder".into(), json!(folder));
-        fields.insert("bytes".into(), json!(report.bytes));
-        self.metrics.write(at.global_step, Kind::Save, &fields);
+    pub(crate) fn saving(&mut self, at: &Position) {
+        let folder = json!(format!("step-{}", at.global_step));
+        self.metrics.write(at.global_step, Kind::Save, &[("folder".to_string(), folder)].into_iter().collect());
+    }
+
+    pub(crate) fn saved(&mut self, report: &SaveReport) {
         for warning in &report.warnings {
             self.message(&format!("warning: {warning}"));
         }

@@ -23,6 +23,7 @@ pub mod schedule;
 mod session;
 pub mod signals;
 mod snapshot;
+mod stages;
 pub mod step;
 pub mod tensorboard;
 mod trainer;

@@ -25,6 +25,19 @@ pub struct Recipe {
     pub eval: EvalSection,
     #[serde(default)]
     pub output: OutputSection,
+    /// For runs of several stages: the recipe with sections replaced, one after the other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stage: Vec<StageSection>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageSection {
+    /// Folder of the stage below the run's; later stages call its weights `@name`.
+    pub name: String,
+    /// Sections to replace; the keys are those of a recipe.
+    #[serde(default)]
+    pub set: toml::Table,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -1,6 +1,6 @@
 //! A run from its recipe: checks, sets, models, ranks; training, and what it came to.
 
-use crate::checkpoint::{Checkpoints, Retention, Snapshot};
+use crate::checkpoint::{CheckpointError, Checkpoints, Retention, Snapshot};
 use crate::disk::OsDisk;
 use crate::engine::{Engine, Sizes};
 use crate::error::TrainError;
@@ -14,6 +14,7 @@ use crate::recipe::Recipe;
 use crate::recipe_parse::Loaded;
 use crate::signals::Signals;
 use crate::snapshot;
+use crate::stages;
 use crate::step::{Compile, Model};
 use crate::trainer::{Lead, Position, Score, Trainer};
 use crate::weights::load_module;
@@ -23,6 +24,7 @@ use data::{BatchSpec, OnBad, Split, sample_hash};
 use graph::{Precision, Setting};
 use methods::{Ce, MethodSpec};
 use nets::NetworkSpec;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -49,6 +51,8 @@ pub struct RunOptions {
     pub threads: usize,
     pub resume: Resume,
     pub verbosity: Verbosity,
+    /// Number of the stage: keys its draws.
+    pub stage: u8,
 }
 
 /// How a run ended.
@@ -168,7 +172,7 @@ impl Session {
     }
 
     fn feed(&self, rank: Rank) -> Result<Feed, TrainError> {
-        Feed::new(&self.recipe, &self.model.spec, self.train_set.clone(), rank)
+        Feed::new(&self.recipe, &self.model.spec, self.train_set.clone(), rank, self.options.stage)
     }
 
     fn engine<T: Real>(&self, feed: &Feed, comm: Box<dyn Communicator>) -> Result<Engine<T>, TrainError> {
@@ -249,6 +253,9 @@ impl Session {
 
     /// Trains; resumes by itself where the run folder says so.
     pub fn train(&self) -> Result<Outcome, TrainError> {
+        if !self.recipe.stage.is_empty() {
+            return stages::run(&self.text, &self.recipe, &self.run_dir, &self.options);
+        }
         let signals = Signals::install().map_err(|source| self.io("cannot handle signals for", source))?;
         let begin = Instant::now();
         let resumed = self.resume()?;
@@ -315,6 +322,7 @@ impl Session {
         let images = self.recipe.train.global_batch * self.model.spec.rows_per_unit();
         let facts = Facts {
             epochs: self.recipe.train.epochs,
+            max_steps: self.recipe.train.max_steps.unwrap_or(u64::MAX),
             images_per_step: images,
             world_size: rank.world,
             log_every: self.recipe.output.log_every,
@@ -341,6 +349,10 @@ impl Session {
             bad: 0,
             lead,
         };
+        if let Some(lead) = &trainer.lead {
+            let groups = snapshot::groups(&trainer.engine, 0)?;
+            lead.checkpoints.check_space(groups.values().flat_map(|g| g.values()).map(|t| t.byte_len() as u64).sum())?;
+        }
         let complete = trainer.position.epoch >= self.recipe.train.epochs;
         let exit = if complete { Exit::Done } else { trainer.run()? };
         let degraded = trainer.lead.as_ref().is_some_and(|l| l.journal.degraded);
@@ -370,7 +382,7 @@ impl Session {
     fn resume(&self) -> Result<Option<Snapshot>, TrainError> {
         let checkpoints = self.checkpoints();
         for warning in checkpoints.prepare()? {
-            eprintln!("warning: {warning}");
+            warn(&warning);
         }
         let snapshot = match &self.options.resume {
             Resume::From(folder) => {
@@ -381,12 +393,19 @@ impl Session {
             Resume::Auto | Resume::Never => {
                 let loaded = checkpoints.load_newest()?;
                 for bad in &loaded.rejected {
-                    eprintln!("warning: {} is not used: {}", bad.folder, bad.reason);
+                    warn(&format!("checkpoint {} is not used: {}", bad.folder, bad.reason));
+                }
+                if let (None, Some(bad)) = (&loaded.snapshot, loaded.rejected.first()) {
+                    let reason = format!("no checkpoint is good; {}: {}; move the folder away to start anew", bad.folder, bad.reason);
+                    return Err(CheckpointError::Damaged { path: self.run_dir.clone(), reason }.into());
                 }
                 loaded.snapshot
             }
         };
-        let Some(snapshot) = snapshot else { return Ok(None) };
+        // Lines of steps that will be done again, or were done before there was any checkpoint.
+        let metrics = self.run_dir.join("metrics.jsonl");
+        let cut = |step| crate::metrics::cut(&metrics, step).map_err(|e| self.io("cannot shorten metrics.jsonl in", e));
+        let Some(snapshot) = snapshot else { return cut(0).map(|_| None) };
         let dir = self.run_dir.display();
         if self.options.resume == Resume::Never {
             return Err(TrainError::Setting(format!(
@@ -405,9 +424,7 @@ impl Session {
                 "{dir} holds a run of another recipe; compare {dir}/recipe.toml, or give another folder with --run"
             )));
         }
-        let metrics = self.run_dir.join("metrics.jsonl");
-        crate::metrics::cut(&metrics, snapshot.run.step)
-            .map_err(|source| self.io("cannot shorten metrics.jsonl in", source))?;
+        cut(snapshot.run.step)?;
         Ok(Some(snapshot))
     }
 
@@ -424,8 +441,14 @@ impl Session {
             "std": self.train_set.stats.std,
             "sample_hash": self.run_state(1).sample_hash,
         });
+        // A program that is killed here, or a full disk, leaves the old file or the new one.
         let write = |name: &str, text: &str| {
-            std::fs::write(self.run_dir.join(name), text).map_err(|source| self.io("cannot write into", source))
+            let (path, new) = (self.run_dir.join(name), self.run_dir.join(format!("{name}.tmp")));
+            if std::fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {
+                return Ok(());
+            }
+            let written = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &path));
+            written.map_err(|source| self.io("cannot write into", source))
         };
         write("recipe.toml", &self.text)?;
         write("run.json", &format!("{run:#}\n"))
@@ -486,6 +509,11 @@ fn check_batches(recipe: &Recipe, ranks: usize) -> Result<(), TrainError> {
         )));
     }
     Ok(())
+}
+
+/// A remark on stderr, if that is still open.
+fn warn(text: &str) {
+    let _ = writeln!(std::io::stderr(), "warning: {text}");
 }
 
 fn plural(n: usize) -> &'static str {

@@ -1,6 +1,6 @@
 //! Signals become flags; the trainer asks for them at step boundaries.
 //!
-//! USR2, USR1: preempt. TERM, first INT: stop. HUP: reopen log files. A handler sets a flag and nothing else, except that
+//! USR2, USR1: preempt. First TERM or INT: stop. HUP: reopen log files. A handler sets a flag and nothing else, except that
 //! the second TERM or INT ends the process at once as killed by that signal, whatever it is doing.
 //! PIPE is ignored by the Rust runtime.
 
@@ -18,7 +18,9 @@ pub enum Request {
     Reopen,
     /// Checkpoint at the agreed step, exit 75.
     Preempt,
-    /// Finish the step, save if that fits the time left, stop.
+    /// INT: as `Stop`, another exit code.
+    Interrupt,
+    /// TERM: finish the step, save if that fits the time left, stop.
     Stop,
 }
 
@@ -29,13 +31,14 @@ impl Request {
             Self::None => 0,
             Self::Reopen => 1,
             Self::Preempt => 2,
-            Self::Stop => 4,
+            Self::Interrupt => 4,
+            Self::Stop => 8,
         }
     }
 
     /// The strongest request among these bits.
     pub fn strongest(bits: u32) -> Self {
-        let all = [Self::Stop, Self::Preempt, Self::Reopen];
+        let all = [Self::Stop, Self::Interrupt, Self::Preempt, Self::Reopen];
         all.into_iter().find(|r| bits & r.bit() != 0).unwrap_or(Self::None)
     }
 }
@@ -43,6 +46,7 @@ impl Request {
 /// The installed handlers.
 pub struct Signals {
     stop: Arc<AtomicBool>,
+    interrupt: Arc<AtomicBool>,
     preempt: Arc<AtomicBool>,
     reopen: Arc<AtomicBool>,
     /// Those that end the process at the second TERM or INT.
@@ -53,23 +57,28 @@ impl Signals {
     /// Installs the handlers, for the whole process and for good. Errors if the system refuses.
     pub fn install() -> io::Result<Self> {
         let flag = || Arc::new(AtomicBool::new(false));
-        let (stop, preempt, reopen, stopping) = (flag(), flag(), flag(), flag());
+        let (stop, interrupt, preempt, reopen, stopping) = (flag(), flag(), flag(), flag(), flag());
         let mut enders = Vec::new();
-        for signal in [SIGTERM, SIGINT] {
+        for (signal, asked) in [(SIGTERM, &stop), (SIGINT, &interrupt)] {
             // The order counts: the first signal finds `stopping` unset and sets it, the second finds it set.
             enders.push(flag::register_conditional_default(signal, Arc::clone(&stopping))?);
             flag::register(signal, Arc::clone(&stopping))?;
-            flag::register(signal, Arc::clone(&stop))?;
+            flag::register(signal, Arc::clone(asked))?;
         }
         flag::register(SIGUSR1, Arc::clone(&preempt))?;
         flag::register(SIGUSR2, Arc::clone(&preempt))?;
         flag::register(SIGHUP, Arc::clone(&reopen))?;
-        Ok(Self { stop, preempt, reopen, enders })
+        Ok(Self { stop, interrupt, preempt, reopen, enders })
     }
 
     /// The strongest request since the last call; weaker ones wait for the next call.
     pub fn take(&self) -> Request {
-        let order = [(&self.stop, Request::Stop), (&self.preempt, Request::Preempt), (&self.reopen, Request::Reopen)];
+        let order = [
+            (&self.stop, Request::Stop),
+            (&self.interrupt, Request::Interrupt),
+            (&self.preempt, Request::Preempt),
+            (&self.reopen, Request::Reopen),
+        ];
         let set = order.into_iter().find(|(flag, _)| flag.swap(false, Ordering::SeqCst));
         set.map_or(Request::None, |(_, request)| request)
     }

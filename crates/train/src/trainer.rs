@@ -81,6 +81,7 @@ impl<T: Real> Trainer<'_, T> {
             while self.position.step < steps && self.position.global_step < last_step {
                 match self.requested()? {
                     Request::Preempt => return self.save_and(Exit::Preempted),
+                    Request::Interrupt => return self.save_and(Exit::Interrupted),
                     Request::Stop => return self.save_and(Exit::Terminated),
                     Request::None | Request::Reopen => {}
                 }
@@ -91,7 +92,7 @@ impl<T: Real> Trainer<'_, T> {
                     && self.position.global_step.is_multiple_of(every)
                     && self.position.step < steps
                 {
-                    self.save()?;
+                    self.scheduled_save()?;
                 }
             }
             if self.position.step == steps {
@@ -199,7 +200,7 @@ impl<T: Real> Trainer<'_, T> {
         self.position.step = 0;
         self.position.sums.clear();
         if !last && (epoch + 1).is_multiple_of(self.recipe.output.checkpoint_every.max(1)) {
-            self.save()?;
+            self.scheduled_save()?;
         }
         Ok(())
     }
@@ -214,6 +215,14 @@ impl<T: Real> Trainer<'_, T> {
             snapshot::swap_ema(&mut self.engine);
         }
         result
+    }
+
+    /// A checkpoint that the recipe asks for, in the log before it is made: so a resumed log has it, and once.
+    fn scheduled_save(&mut self) -> Result<bool, TrainError> {
+        if let Some(lead) = &mut self.lead {
+            lead.journal.saving(&self.position);
+        }
+        self.save()
     }
 
     /// A checkpoint at this step. One that fails is a warning; the old ones stand.
@@ -232,7 +241,7 @@ impl<T: Real> Trainer<'_, T> {
         lead.journal.sync();
         match lead.checkpoints.save(&Snapshot { run, groups }) {
             Ok(report) => {
-                lead.journal.saved(&self.position, &report);
+                lead.journal.saved(&report);
                 Ok(true)
             }
             Err(why) => {

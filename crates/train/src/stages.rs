@@ -1,0 +1,85 @@
+//! Runs of several stages: each is the recipe with some sections replaced, and starts from what the ones before left.
+//!
+//! ```toml
+//! [[stage]]
+//! name = "teacher"
+//! set = { network = { name = "resnet20" }, method = { name = "ce" } }
+//! [[stage]]
+//! name = "student"
+//! set = { method = { name = "kd" }, teacher = [{ name = "resnet20", weights = "@teacher" }] }
+//! ```
+//!
+//! `@name`, where a file of weights is expected, is what that stage ended with. A stage runs in a folder of its own below the
+//! run's; stages that are complete are not run again.
+
+use crate::deploy::export;
+use crate::error::TrainError;
+use crate::exit::Exit;
+use crate::recipe::Recipe;
+use crate::session::{Outcome, RunOptions, Session};
+use std::path::Path;
+use toml::{Table, Value};
+
+/// The weights that a stage leaves for later ones.
+const WEIGHTS: &str = "final.safetensors";
+
+/// Runs the stages in order; the outcome is that of the last, or of the first that was stopped.
+pub(crate) fn run(text: &str, recipe: &Recipe, run_dir: &Path, options: &RunOptions) -> Result<Outcome, TrainError> {
+    let base = text.parse::<Table>().map_err(|e| TrainError::Setting(format!("the stored recipe: {e}")))?;
+    let mut last = None;
+    for (number, stage) in recipe.stage.iter().enumerate() {
+        let folder = run_dir.join(&stage.name);
+        let mut table = base.clone();
+        table.remove("stage");
+        replace(&mut table, &stage.set);
+        let earlier: Vec<&str> = recipe.stage[..number].iter().map(|s| s.name.as_str()).collect();
+        resolve(&mut table, run_dir, &earlier)?;
+        let loaded = Recipe::parse(table.to_string(), &folder.join("recipe.toml"), &[])?;
+        let options = RunOptions { run_dir: Some(folder.clone()), stage: number as u8, ..options.clone() };
+        let outcome = Session::open(loaded, options)?.train()?;
+        if outcome.exit != Exit::Done {
+            return Ok(outcome);
+        }
+        export(&folder, false, &folder.join(WEIGHTS))?;
+        last = Some(outcome);
+    }
+    last.ok_or_else(|| TrainError::Setting("[[stage]]: there is none".to_string()))
+}
+
+/// Sections of `changes` over those of the recipe: `network`, `method` and lists as a whole, others key by key.
+fn replace(recipe: &mut Table, changes: &Table) {
+    for (section, value) in changes {
+        match (recipe.get_mut(section), value) {
+            (Some(Value::Table(old)), Value::Table(new)) if section != "network" && section != "method" => {
+                old.extend(new.clone());
+            }
+            _ => drop(recipe.insert(section.clone(), value.clone())),
+        }
+    }
+}
+
+/// Turns `@name` into the file of that stage, in `train.init_weights` and the teachers' `weights`.
+fn resolve(recipe: &mut Table, run_dir: &Path, earlier: &[&str]) -> Result<(), TrainError> {
+    let teachers = recipe.get_mut("teacher").and_then(Value::as_array_mut).into_iter().flatten();
+    for value in teachers.filter_map(|t| t.get_mut("weights")) {
+        resolve_one(value, run_dir, earlier)?;
+    }
+    if let Some(init) = recipe.get_mut("train").and_then(|t| t.get_mut("init_weights")) {
+        resolve_one(init, run_dir, earlier)?;
+    }
+    Ok(())
+}
+
+fn resolve_one(value: &mut Value, run_dir: &Path, earlier: &[&str]) -> Result<(), TrainError> {
+    let Some(name) = value.as_str().and_then(|s| s.strip_prefix('@')) else { return Ok(()) };
+    if !earlier.contains(&name) {
+        return Err(TrainError::Setting(format!(
+            "[[stage]]: weights \"@{name}\" name no earlier stage; expected one of {}",
+            earlier.join(", ")
+        )));
+    }
+    let path = run_dir.join(name).join(WEIGHTS);
+    let path = std::path::absolute(&path).unwrap_or(path);
+    *value = Value::String(path.to_string_lossy().into_owned());
+    Ok(())
+}
