@@ -4,6 +4,7 @@
 //! plan's checker proves and slices of one buffer cannot express.
 
 use crate::io::{Input, Io, Output, Scalars};
+use graph::Op;
 use plan::{Arena, Arg, Launch, Loc, Plan};
 
 /// Cache-line aligned bytes.
@@ -107,8 +108,12 @@ impl Arenas {
             Output { shape: arg.shape, dtype: arg.dtype, bytes }
         };
         let count = launch.outputs.len();
+        let mut inputs: Vec<_> = inputs.iter().map(input).collect();
+        if launch.op == Op::Accumulate {
+            inputs[0].bytes = &[]; // it lies in the output's memory
+        }
         Io {
-            inputs: inputs.iter().map(input).collect(),
+            inputs,
             outputs: outputs[..count].iter().map(output).collect(),
             states: outputs[count..].iter().map(output).collect(),
             scalars,

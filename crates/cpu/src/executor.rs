@@ -2,9 +2,8 @@
 
 use crate::arena::Arenas;
 use crate::io::{Real, Scalars};
-use crate::run::run;
-use graph::{Op, Section, ValueId};
-use plan::{Arena, Arg, Launch, Loc, Plan, StateTable};
+use graph::{Section, ValueId};
+use plan::{Arena, Launch, Loc, Plan, StateTable};
 use std::time::{Duration, Instant};
 use tensor::{Dtype, HostTensor};
 use thiserror::Error;
@@ -112,11 +111,7 @@ impl<T: Real> Executor<T> {
         pool.install(|| {
             for launch in launches {
                 let begin = Instant::now();
-                if launch.op == Op::Accumulate {
-                    accumulate::<T>(arenas, plan, launch);
-                } else {
-                    run::<T>(&launch.op, &mut arenas.io(plan, launch, slot, scalars));
-                }
+                T::run(&launch.op, &mut arenas.io(plan, launch, slot, scalars));
                 if let Some(profile) = profile {
                     profile.push((launch.path.clone(), launch.op.name(), begin.elapsed()));
                 }
@@ -162,18 +157,4 @@ impl<T: Real> Executor<T> {
         let bytes = self.arenas.state.bytes_mut();
         bytemuck::cast_slice_mut(&mut bytes[offset..offset + elements * size_of::<T>()])
     }
-}
-
-/// dst += src where dst lies in the reduce arena: the only launch that works in place.
-fn accumulate<T: Real>(arenas: &mut Arenas, plan: &Plan, launch: &Launch) {
-    let read = |arenas: &Arenas, arg: &Arg| -> Vec<T> {
-        let bytes = arenas.get(arg.loc.arena).bytes();
-        let end = arg.loc.offset + plan.placement.storage.size(arg.shape, arg.dtype);
-        bytemuck::cast_slice(&bytes[arg.loc.offset..end]).to_vec()
-    };
-    let src = read(arenas, &launch.inputs[1]);
-    let dst = &launch.outputs[0];
-    let bytes = arenas.get_mut(dst.loc.arena).bytes_mut();
-    let dst: &mut [T] = bytemuck::cast_slice_mut(&mut bytes[dst.loc.offset..]);
-    dst.iter_mut().zip(src).for_each(|(d, s)| *d += s);
 }

@@ -3,7 +3,7 @@
 //! Floats are stored as `T` (f32, or f64 for checks) whatever the value's dtype; a bf16 value is an f32 that was rounded.
 
 use crate::linear::Kernels;
-use graph::{Divisor, SlotId, Weight};
+use graph::{Divisor, Op, SlotId, Weight};
 use tensor::{Dtype, Shape};
 
 /// The float type that an executor computes in.
@@ -23,6 +23,8 @@ where
     fn is_nan(self) -> bool;
     /// The value after a store to bf16 and a load back.
     fn round_bf16(self) -> Self;
+    /// Runs an op. Compiled here once per type: crates that use it need not compile every op again.
+    fn run(op: &Op, io: &mut Io<'_>);
 }
 
 macro_rules! real {
@@ -61,6 +63,9 @@ macro_rules! real {
             #[inline(always)]
             fn round_bf16(self) -> $t {
                 tensor::round_bf16(self as f32) as $t
+            }
+            fn run(op: &Op, io: &mut Io<'_>) {
+                crate::run::run::<$t>(op, io);
             }
         }
     };

@@ -18,7 +18,7 @@ pub mod linear;
 mod pool;
 mod row_loss;
 mod rows;
-pub mod run;
+mod run;
 mod scratch;
 pub mod simd;
 mod simd_rows;

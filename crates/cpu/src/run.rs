@@ -8,7 +8,7 @@ use tensor::Dtype;
 
 /// Executes the op. Outputs of dtype bf16 are stored as `T` and rounded. Operands, order and formulas: [`graph::Op`].
 /// Results are bit-identical for any number of threads; the caller's rayon pool does the work.
-pub fn run<T: Real>(op: &Op, io: &mut Io<'_>) {
+pub(crate) fn run<T: Real>(op: &Op, io: &mut Io<'_>) {
     match op {
         Op::ImageInput(args) => image::input::<T>(io, args, None),
         Op::PatchSwap { cell } => image::patch_swap::<T>(io, *cell),

@@ -46,6 +46,9 @@ pub fn check(plan: &Plan) -> Result<(), CheckError> {
                 memory.inside((&input.name, "input"), &arg)?;
                 memory.write(&arg, (input.value, micro), micro);
             }
+            for input in &plan.graph.batch {
+                memory.read((&input.name, "input"), &plan.arg(input.value), micro)?; // they are filled in any order
+            }
             memory.run(plan.section(phase, Section::Body), micro)?;
             for value in reduced(plan, phase) {
                 memory.read(("reduction", "read"), &plan.arg(value), micro)?;
@@ -57,7 +60,8 @@ pub fn check(plan: &Plan) -> Result<(), CheckError> {
         memory.run(plan.section(phase, Section::Update), SUMMED)?;
     }
     for phase in &plan.phases {
-        let sums = phase.reduced.iter().map(|r| (r.1, SUMMED)).chain(phase.norm.into_iter().flatten().map(|v| (v, SUMMED)));
+        let sums =
+            phase.reduced.iter().map(|r| (r.1, SUMMED)).chain(phase.norm.into_iter().flatten().map(|v| (v, SUMMED)));
         let outputs = phase.losses.outputs.iter().map(|o| (o.1, 1));
         for (value, micro) in sums.chain(outputs).filter(|(v, _)| plan.graph.producer(*v).is_some()) {
             memory.read(("host", "read"), &plan.arg(value), micro)?;
@@ -112,8 +116,13 @@ impl Memory<'_> {
     /// Whether what a launch writes lies inside its arena and apart from all else that it reads and writes. `Accumulate`
     /// alone works in place.
     fn apart(&self, by: Reader<'_>, launch: &Launch, micro: usize) -> Result<(), CheckError> {
-        let reads = &launch.inputs[usize::from(launch.op == Op::Accumulate)..];
+        let in_place = usize::from(launch.op == Op::Accumulate);
+        let reads = &launch.inputs[in_place..];
         for (i, output) in launch.outputs.iter().enumerate() {
+            if let Some(sum) = launch.inputs[..in_place].iter().find(|sum| sum.loc != output.loc) {
+                let expected = format!("the place of {}", self.plan.graph.name(sum.value));
+                return Err(self.error(by, output, expected, "another place".into()));
+            }
             self.inside(by, output)?;
             let (start, end) = self.range(output, micro);
             for other in reads.iter().chain(&launch.outputs[..i]) {
@@ -158,7 +167,12 @@ impl Memory<'_> {
         let (value, skipped, micros) = self.source(arg.value, micro);
         let at = self.plan.loc(value).offset + skipped;
         if arg.loc.offset != at {
-            return Err(self.error(by, arg, format!("{} from {at}", self.plan.graph.name(value)), "another place".into()));
+            return Err(self.error(
+                by,
+                arg,
+                format!("{} from {at}", self.plan.graph.name(value)),
+                "another place".into(),
+            ));
         }
         for m in micros {
             let (start, end) = self.range(arg, m);

@@ -33,21 +33,41 @@ pub fn differentiate(step: &StepGraph) -> StepGraph {
     step
 }
 
-/// Moves nodes that no image enters, and whose values only such nodes read, to the update: they run once a step.
+/// Moves nodes that no image enters to the update, where they run once a step. What the body reads too is made in both.
 fn split_sections(step: &StepGraph) -> StepGraph {
-    let fed = step.fed();
-    let readers = step.graph.readers();
-    let mut nodes = step.graph.nodes.clone();
+    let (fed, readers) = (step.fed(), step.graph.readers());
+    let (mut graph, mut nodes) = (step.graph.clone(), step.graph.nodes.clone());
+    let mut twice = vec![false; nodes.len()];
     for i in (0..nodes.len()).rev() {
-        let free = |id: &ValueId| {
-            !fed[id.0 as usize]
-                && readers[id.0 as usize].iter().all(|r| nodes[r.0 as usize].place.section == Section::Update)
+        let reads = |section: Section| {
+            let of = |r: &NodeId| twice[r.0 as usize] || nodes[r.0 as usize].place.section == section;
+            nodes[i].outputs.iter().any(|o| readers[o.0 as usize].iter().any(of))
         };
-        if nodes[i].outputs.iter().all(free) {
+        if nodes[i].outputs.iter().any(|o| fed[o.0 as usize]) {
+            continue;
+        }
+        let (body, update) = (reads(Section::Body), reads(Section::Update));
+        twice[i] = body && update;
+        if !body {
             nodes[i].place.section = Section::Update;
         }
     }
-    StepGraph { graph: step.graph.with_nodes(nodes), phases: step.phases.clone() }
+    let mut copies: HashMap<ValueId, ValueId> = HashMap::new();
+    for i in 0..nodes.len() {
+        let mut node = nodes[i].clone();
+        node.inputs.iter_mut().for_each(|v| *v = *copies.get(v).unwrap_or(v));
+        if twice[i] {
+            node.place.section = Section::Update;
+            for output in &mut node.outputs {
+                let copy = graph.add_value(graph.value(*output).clone());
+                copies.insert(std::mem::replace(output, copy), copy);
+            }
+            nodes.push(node);
+        } else if node.place.section == Section::Update {
+            nodes[i] = node;
+        }
+    }
+    StepGraph { graph: graph.with_nodes(nodes), phases: step.phases.clone() }
 }
 
 /// Parameters that the phase trains, each with the first range that names it.

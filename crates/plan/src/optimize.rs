@@ -5,8 +5,8 @@
 
 use crate::step::{Grad, Phase, StepGraph};
 use graph::{
-    Axis, BnRunningLayer, Commit, Graph, Init, Node, Op, Place, Section, SgdArgs, SgdParam, SlotId, Source, State, StateId,
-    StateKind, ValueId,
+    Axis, BnRunningLayer, Commit, Graph, Init, Node, Op, Place, Section, SgdArgs, SgdParam, SlotId, Source, State,
+    StateId, StateKind, ValueId,
 };
 
 /// Optimizer constants of a recipe.

@@ -47,9 +47,8 @@ fn line(plan: &Plan, launch: &Launch, live: usize, f: &mut Formatter<'_>) -> Res
     let inputs: Vec<_> = launch.inputs.iter().take(SHOWN).map(|a| operand(plan, a.value)).collect();
     let left = launch.inputs.len() - inputs.len();
     let more = if left > 0 { format!(", … {left} more") } else { String::new() };
-    let output = |a: &crate::Arg| {
-        format!("{} {}{} {}", plan.graph.name(a.value), a.dtype.name(), a.shape, place_of(a.loc))
-    };
+    let output =
+        |a: &crate::Arg| format!("{} {}{} {}", plan.graph.name(a.value), a.dtype.name(), a.shape, place_of(a.loc));
     let outputs: Vec<_> = launch.outputs.iter().map(output).collect();
     let made = if outputs.is_empty() { String::new() } else { outputs.join(", ") + " = " };
     let (read, written, flops) = (unit(launch.cost.read), unit(launch.cost.written), unit(launch.cost.flops));

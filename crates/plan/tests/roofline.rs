@@ -1,4 +1,4 @@
-//! The plan of ResNet-50 and its kin against the independent count of bytes and FLOPs in PERFORMANCE section 2, and the
+//! The plans of ResNet-50 and its kin against the independent count of bytes and FLOPs in PERFORMANCE section 2, and the
 //! time to plan.
 
 use graph::{Method, Precision, Setting};
@@ -31,19 +31,63 @@ fn planned(name: &str, fusion: Fusion) -> Plan {
     compile(source.training(), &options, &mut StateTable::default(), None).unwrap()
 }
 
+/// What the count of the roofline says of a network.
+struct Row {
+    name: &'static str,
+    gflop: f64,
+    /// Megabytes per image and kernels of designs a (nothing fused) and b.
+    megabytes: [f64; 2],
+    kernels: [usize; 2],
+    /// Megabytes by which we differ on purpose.
+    known: [f64; 2],
+}
+
+/// Eager PyTorch keeps the pool's indices in 64 bits, and the count of design a with it; ours have 8: 7/8 of 4 + 4 times the
+/// pooled map of 0.40 MB.
+const POOL: f64 = -2.81;
+/// In a pre-activation block the gradients of its input meet behind a batch norm's: an add of its own (3 passes where the
+/// count has 1) in the 15 blocks with an identity shortcut, while those of a projection are added in a data gradient (1
+/// where the count has 3): 10 (64 + 32 + 16) - 2 (32 + 64 + 32) KiB.
+const WRN_FORK: f64 = 0.88;
+
+/// FLOPs without the stem's fourth channel, bytes at batch 256.
+const ROWS: [Row; 5] = [
+    Row { name: "resnet50", gflop: 24.30, megabytes: [476.1, 347.3], kernels: [505, 375], known: [POOL, 0.0] },
+    Row { name: "resnet18", gflop: 10.65, megabytes: [106.8, 76.6], kernels: [194, 144], known: [POOL, 0.0] },
+    Row { name: "resnet34", gflop: 21.75, megabytes: [163.2, 117.1], kernels: [354, 256], known: [POOL, 0.0] },
+    Row { name: "cifar_resnet18", gflop: 3.33, megabytes: [27.2, 20.2], kernels: [192, 142], known: [0.0, 0.0] },
+    Row { name: "wrn_40_2", gflop: 1.96, megabytes: [31.7, 23.8], kernels: [375, 288], known: [0.0, WRN_FORK] },
+];
+
+/// Bytes within 1 % of the count and what is known to differ (the gradient norm, which the count leaves out, and three image
+/// channels where it has four make up the rest), within 4 % of the count itself, ResNet-50 within 3 %; FLOPs within 1 %.
 #[test]
-fn count() {
-    for name in ["resnet50", "resnet18", "resnet34", "cifar_resnet18", "wrn_40_2"] {
-        for fusion in [Fusion::Off, Fusion::Full] {
-            let plan = planned(name, fusion);
-            let (b, f) = plan.per_image();
-            println!("{name} {fusion:?} {:.2} MB {:.3} GF {}", b / 1e6, f / 1e9, plan.launches.len());
+fn bytes_and_flops_are_those_of_the_independent_count() {
+    println!("{:<15} {:>5} {:>22} {:>14} {:>16}", "network", "", "MB/img, count", "GF/img, count", "launches, count");
+    for row in &ROWS {
+        for (i, fusion) in [Fusion::Off, Fusion::Full].into_iter().enumerate() {
+            let plan = planned(row.name, fusion);
+            let (megabytes, gflop) = (plan.per_image().0 / 1e6, plan.per_image().1 / 1e9);
+            let (launches, count) = (plan.launches.len(), row.megabytes[i]);
+            println!(
+                "{:<15} {fusion:>5?} {megabytes:>14.2} {count:>7.1} {gflop:>8.3} {:>5.2} {launches:>10} {:>5}",
+                row.name, row.gflop, row.kernels[i]
+            );
+            let off = |value: f64, from: f64| (value / from - 1.0).abs();
+            assert!(off(megabytes, count + row.known[i]) < 0.01, "{} {fusion:?}: {megabytes} MB", row.name);
+            let tolerance = if row.name == "resnet50" { 0.03 } else { 0.045 };
+            assert!(off(megabytes, count) < tolerance, "{} {fusion:?}: {megabytes} MB against {count}", row.name);
+            assert!(off(gflop, row.gflop) < 0.01, "{} {fusion:?}: {gflop} GFLOP", row.name);
+            // Updates, counts of correct rows and sums of biases are launches of ours alone.
+            let kernels = row.kernels[i];
+            assert!(launches >= kernels && launches <= kernels + kernels / 10, "{} {fusion:?}: {launches}", row.name);
         }
     }
 }
 
+/// Building, all passes and the checker: 16 ms on a 2-core server with other work, in release; a debug build also runs.
 #[test]
-fn time() {
+fn resnet50_plans_in_50_ms() {
     let mut ms: Vec<f64> = (0..5)
         .map(|_| {
             let begin = Instant::now();
@@ -52,5 +96,7 @@ fn time() {
         })
         .collect();
     ms.sort_by(f64::total_cmp);
-    println!("{ms:?}");
+    println!("resnet50 planned in {:.1} ms (median of 5; {:.1} to {:.1})", ms[2], ms[0], ms[4]);
+    let limit = if cfg!(debug_assertions) { 1000.0 } else { 50.0 };
+    assert!(ms[2] <= limit, "{ms:?} ms");
 }

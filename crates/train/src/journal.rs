@@ -224,3 +224,12 @@ impl Journal {
         }
     }
 }
+
+impl Drop for Journal {
+    /// An error that is printed next begins on a line of its own.
+    fn drop(&mut self) {
+        if let Some(progress) = &mut self.progress {
+            progress.finish();
+        }
+    }
+}

@@ -13,7 +13,7 @@ use crate::schedule::{Moment, ramp};
 use crate::signals::{Request, Signals};
 use crate::snapshot;
 use cpu::Real;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::HashMap;
 use std::time::Instant;
 
@@ -31,6 +31,7 @@ pub(crate) struct Position {
     /// Training micro-batches so far, over all ranks.
     pub forwards: u64,
     /// Sums over the steps of the epoch: loss, then each term (weighted), then each monitor.
+    #[serde(deserialize_with = "nulls_are_nan")]
     pub sums: Vec<f64>,
     pub skipped: u64,
     pub last: Option<Score>,
@@ -43,7 +44,17 @@ pub struct Score {
     pub epoch: usize,
     pub top1: f64,
     pub top5: f64,
+    /// May be infinite or NaN, which JSON writes as null.
+    #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
+}
+
+fn null_is_nan<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+fn nulls_are_nan<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f64>, D::Error> {
+    Ok(Vec::<Option<f64>>::deserialize(from)?.into_iter().map(|x| x.unwrap_or(f64::NAN)).collect())
 }
 
 /// What the loop needs besides the engine.

@@ -1,7 +1,6 @@
 //! A small interpreter: a buffer per value, nodes in order. Shares nothing with the planner or an executor.
 
 use cpu::io::{Input, Io, Output, Real, Scalars};
-use cpu::run::run;
 use graph::{
     Cotangents, Graph, NodeId, Op, Place, Precision, Rows, Section, SlotId, Source, ValueId, Weight, gradient,
 };
@@ -106,7 +105,7 @@ pub(crate) fn launch<T: Real>(
     scalars: &Scalars,
 ) -> Vec<Buffer> {
     let mut made: Vec<_> = outputs.iter().map(|&(shape, dtype)| Buffer::new(shape, dtype)).collect();
-    run::<T>(
+    T::run(
         op,
         &mut Io {
             inputs: inputs.iter().map(|b| b.input()).collect(),
@@ -120,7 +119,7 @@ pub(crate) fn launch<T: Real>(
 
 /// An op of the update that writes states.
 pub(crate) fn update<T: Real>(op: &Op, inputs: Vec<Input<'_>>, states: &mut [Buffer], scalars: &Scalars) {
-    run::<T>(op, &mut Io { inputs, outputs: vec![], states: states.iter_mut().map(Buffer::output).collect(), scalars });
+    T::run(op, &mut Io { inputs, outputs: vec![], states: states.iter_mut().map(Buffer::output).collect(), scalars });
 }
 
 /// Scalars with this learning rate, units and decay of averages.

@@ -3,7 +3,6 @@
 use crate::golden::Golden;
 use crate::interpreter::{Buffer, error, launch, scalars, update};
 use cpu::io::{Input, Io, Output, Real, Scalars};
-use cpu::run::run;
 use graph::*;
 use tensor::{Dtype, Shape};
 
@@ -241,7 +240,7 @@ fn accumulate_and_copies_work_in_place() {
     ] {
         let mut memory = a.clone();
         let outputs: Vec<Output<'_>> = vec![memory.output()];
-        run::<f32>(&op, &mut Io { inputs, outputs, states: vec![], scalars: &Scalars::default() });
+        <f32 as cpu::Real>::run(&op, &mut Io { inputs, outputs, states: vec![], scalars: &Scalars::default() });
         assert_eq!(memory.get::<f32>(), expected, "{op}");
     }
 }

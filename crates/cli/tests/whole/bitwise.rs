@@ -1,0 +1,101 @@
+//! The same bits for any number of threads and ranks, and however often a run is stopped or killed.
+
+use crate::job::{Dice, EPOCH, Job, State, set_up, train};
+use std::time::Duration;
+
+#[test]
+fn threads_change_no_bit() {
+    let folder = set_up();
+    let state = |threads: &str| {
+        train(folder.path(), &["--run", threads, "--threads", threads, "--epochs", "2", "-q"]);
+        State::of(&folder.path().join(threads))
+    };
+    let one = state("1");
+    assert_eq!(one.checkpoint, "step-12");
+    for threads in ["2", "4"] {
+        state(threads).assert_equals(&one, &format!("{threads} threads"));
+    }
+}
+
+#[test]
+fn ranks_change_no_bit_of_reproducible_runs() {
+    let folder = set_up();
+    let state = |run: &str, ranks: &str, more: &[&str]| {
+        let all = [&["--run", run, "--ranks", ranks, "--reproducible", "--micro-batch", "4", "-q"], more].concat();
+        train(folder.path(), &all);
+        State::of(&folder.path().join(run))
+    };
+    let one = state("1", "1", &[]);
+    state("2", "2", &[]).assert_equals(&one, "2 ranks");
+    state("4", "4", &[]).assert_equals(&one, "4 ranks");
+    state("mixed", "2", &["--max-steps", "4"]);
+    state("mixed", "1", &["--max-steps", "11"]);
+    state("mixed", "4", &[]).assert_equals(&one, "2, then 1, then 4 ranks");
+}
+
+#[test]
+fn a_run_that_ended_early_goes_on_as_if_it_had_not() {
+    let folder = set_up();
+    let flags = ["-q", "--set", "output.checkpoint_steps=5"];
+    let run =
+        |run: &str, steps: &str| train(folder.path(), &[&flags[..], &["--run", run, "--max-steps", steps]].concat());
+    run("whole", "1000");
+    let whole = State::of(&folder.path().join("whole"));
+    assert_eq!(whole.checkpoint, format!("step-{}", 3 * EPOCH));
+    // The first step, mid-epoch, at a scheduled checkpoint, the end of an epoch twice, the step behind it.
+    for steps in ["1", "4", "5", "6", "12", "13", "1000", "1000"] {
+        run("parts", steps);
+    }
+    State::of(&folder.path().join("parts")).assert_equals(&whole, "in parts");
+}
+
+#[test]
+fn preemption_at_random_moments_changes_no_bit() {
+    let folder = set_up();
+    train(folder.path(), &["--run", "whole", "-q"]);
+    let mut dice = Dice::new();
+    let mut preempted = 0;
+    loop {
+        let mut job = Job::start(folder.path(), &["--run", "parts"]);
+        job.wait_for("device:");
+        if preempted < 8 && !job.ends_within(Duration::from_millis(dice.below(300))) {
+            job.signal("USR2");
+        }
+        let ended = job.end();
+        match ended.status.code() {
+            Some(0) => break,
+            code => assert_eq!(code, Some(75), "{}", ended.err),
+        }
+        preempted += 1;
+    }
+    assert!(preempted > 0);
+    let whole = State::of(&folder.path().join("whole"));
+    State::of(&folder.path().join("parts")).assert_equals(&whole, &format!("preempted {preempted} times"));
+}
+
+#[test]
+fn twenty_kills_at_random_moments_change_no_bit() {
+    let folder = set_up();
+    let flags = ["--epochs", "5", "--set", "output.checkpoint_steps=2", "-q", "--run"];
+    train(folder.path(), &[&flags[..], &["whole"]].concat());
+    let whole = State::of(&folder.path().join("whole"));
+    let mut dice = Dice::new();
+    let (mut kills, mut runs) = (0, 0);
+    loop {
+        let run = format!("killed{runs}");
+        let mut job = Job::start(folder.path(), &[&flags[..], &[&run]].concat());
+        if kills < 20 && !job.ends_within(Duration::from_millis(dice.below(500))) {
+            job.signal("KILL");
+            job.end();
+            kills += 1;
+            continue;
+        }
+        let ended = job.end();
+        assert_eq!(ended.status.code(), Some(0), "after {kills} kills: {}", ended.err);
+        State::of(&folder.path().join(&run)).assert_equals(&whole, &format!("{run} after {kills} kills"));
+        runs += 1;
+        if kills == 20 {
+            break;
+        }
+    }
+}
