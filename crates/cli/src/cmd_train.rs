@@ -123,11 +123,12 @@ pub(crate) fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Exit, CliErro
 }
 
 fn opening(session: &Session) -> String {
-    let method = serde_json::to_value(&session.recipe.method).unwrap_or_default();
-    format!(
-        "run: {} by {}, in {}; Ctrl-C stops and saves, the same command goes on",
-        session.recipe.network.name,
-        method["name"].as_str().unwrap_or_default(),
-        session.run_dir.display()
-    )
+    let recipe = &session.recipe;
+    let method = serde_json::to_value(&recipe.method).unwrap_or_default();
+    let stages: Vec<&str> = recipe.stage.iter().map(|s| s.name.as_str()).collect();
+    let what = match stages.is_empty() {
+        true => format!("{} by {}", recipe.network.name, method["name"].as_str().unwrap_or_default()),
+        false => format!("stages {}", stages.join(", ")),
+    };
+    format!("run: {what}, in {}; Ctrl-C stops and saves, the same command goes on", session.run_dir.display())
 }

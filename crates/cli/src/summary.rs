@@ -11,7 +11,9 @@ pub(crate) fn in_words(outcome: &Outcome, recipe: &Recipe) -> String {
     let mut text = format!("{}: {} steps in {:.1} s\n", ending(outcome, recipe), outcome.steps, outcome.seconds);
     let split = &recipe.eval.split;
     let row = |name: &str, score: Score| {
-        let epoch = format!("{}/{}", score.epoch + 1, recipe.train.epochs);
+        // A stage may have other epochs than the recipe.
+        let of = if recipe.stage.is_empty() { format!("/{}", recipe.train.epochs) } else { String::new() };
+        let epoch = format!("{}{of}", score.epoch + 1);
         let [top1, top5] = [score.top1, score.top5].map(percent);
         format!("  {name:<6}{epoch:>9}{top1:>12}{top5:>12}{:>9.4}\n", score.loss)
     };

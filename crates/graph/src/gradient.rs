@@ -114,13 +114,13 @@ pub fn gradient(graph: &mut Graph, id: NodeId, flow: &Cotangents, wants: &[bool]
         Op::BnStats { .. } | Op::Detach | Op::Softmax { .. } | Op::Correct { .. } | Op::Zero => {}
         Op::RowLoss(_) | Op::SquaredError { .. } => {}
         // Made by passes, after differentiation, or by these rules: never differentiated.
-        Op::ImageSwap { .. }
-        | Op::MixRowsGrad
-        | Op::Unslice { .. }
-        | Op::ScatterAddRows { .. }
-        | Op::ConvDgrad { .. } => {}
+        Op::ImageSwap { .. } | Op::MixRowsGrad | Op::Unslice { .. } | Op::ScatterAddRows { .. } => {}
         Op::ConvWgrad { .. } | Op::ConvAct { .. } | Op::ColumnSum | Op::BnAct { .. } | Op::BnGradSums { .. } => {}
-        Op::BnGradApply { .. } | Op::FoldBn { .. } | Op::UnaryGrad(_) | Op::MaxPoolGrad { .. } => {}
+        Op::ConvDgrad { .. }
+        | Op::BnGradApply { .. }
+        | Op::FoldBn { .. }
+        | Op::UnaryGrad(_)
+        | Op::MaxPoolGrad { .. } => {}
         Op::AvgPoolGrad { .. } | Op::GlobalAvgPoolGrad { .. } | Op::RowLossGrad { .. } | Op::RowLosses(_) => {}
         Op::SquaredErrorGrad { .. } | Op::Reduce | Op::Carry | Op::GradNorm { .. } | Op::Accumulate => {}
         Op::Sgd(_) | Op::Ema { .. } | Op::BnRunning { .. } | Op::Assign { .. } | Op::ScatterRows { .. } => {}

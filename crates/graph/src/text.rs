@@ -1,7 +1,7 @@
 //! The text form of ops and graphs: one line a node, for golden files and eyes.
 
 use crate::graph::{Graph, Section, Source, ValueId};
-use crate::op::{Binary, Op, RowKind, RowMask, RowTable, RowTerm, Unary};
+use crate::op::{Binary, Op, RowTable, Unary};
 use std::fmt::{self, Display, Formatter, Write};
 
 impl Op {
@@ -103,8 +103,10 @@ impl Display for Op {
             Op::BnAct { source, relu, .. } => write!(f, "({source:?}{})", if *relu { ", relu" } else { "" }),
             Op::Scale(weight) => write!(f, "({})", weight.factor),
             Op::MaxPool(a) | Op::AvgPool(a) => write!(f, "({}, stride {}, pad {})", a.kernel, a.stride, a.pad),
-            Op::RowLoss(term) => write!(f, "({term})"),
-            Op::RowLossGrad { term, side, weight } => write!(f, "({term}, {side:?}, weight {})", weight.factor),
+            Op::RowLoss(term) => write!(f, "({:?})", term.kind),
+            Op::RowLossGrad { term, side, weight } => {
+                write!(f, "({:?}, {side:?}, weight {})", term.kind, weight.factor)
+            }
             Op::RowLosses(table) => write!(f, "({table})"),
             Op::Sgd(args) => {
                 write!(f, "({} tensors{})", args.params.len(), if args.nesterov { ", nesterov" } else { "" })
@@ -116,27 +118,11 @@ impl Display for Op {
     }
 }
 
-impl Display for RowTerm {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self.kind {
-            RowKind::CrossEntropy { on: 1.0, off: 0.0 } => f.write_str("cross entropy")?,
-            RowKind::CrossEntropy { on, off } => write!(f, "cross entropy {on} and {off}")?,
-            RowKind::SoftCrossEntropy => f.write_str("soft cross entropy")?,
-            RowKind::Kl { temperature } => write!(f, "kl T {temperature}")?,
-        }
-        match self.mask {
-            RowMask::All => Ok(()),
-            RowMask::Confident { threshold } => write!(f, " where confident {threshold}"),
-            RowMask::LabelProb { rule } => write!(f, " where {rule:?}"),
-        }
-    }
-}
-
-/// `kl T 4, rows #0+0 #0+64, student grad 8`: operands as the number of an input and the first row.
+/// `Kl { temperature: 4.0 }, rows #0+0 #0+64, student grad 8`: operands as the number of an input and the first row.
 impl Display for RowTable {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         for (i, line) in self.terms.iter().enumerate() {
-            write!(f, "{}{}, rows", if i > 0 { "; " } else { "" }, line.term)?;
+            write!(f, "{}{:?}, rows", if i > 0 { "; " } else { "" }, line.term.kind)?;
             line.views.iter().try_for_each(|v| write!(f, " #{}+{}", v.input, v.start))?;
             for (side, weight) in [("student", line.student_grad), ("target", line.target_grad)] {
                 weight.map_or(Ok(()), |w| write!(f, ", {side} grad {}", w.factor))?;

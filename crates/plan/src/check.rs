@@ -3,8 +3,9 @@
 //! a launch writes must lie in its arena, apart from what it reads. It knows launches and addresses, nothing of liveness.
 
 use crate::lower::{Arg, Launch, Plan};
-use crate::place::Arena;
-use graph::{Op, Section, Source, ValueId};
+use crate::place::{Arena, Loc, alias};
+use crate::step::Phase;
+use graph::{Op, Section, ValueId};
 use std::collections::BTreeMap;
 use thiserror::Error;
 
@@ -27,7 +28,7 @@ type Tag = (ValueId, usize);
 /// What holds once micro-batches are summed.
 const SUMMED: usize = usize::MAX;
 
-/// Who reads: a path and an op.
+/// Who reads.
 type Reader<'a> = (&'a str, &'static str);
 
 struct Memory<'a> {
@@ -38,13 +39,12 @@ struct Memory<'a> {
 /// Proves that no buffer is overwritten while it is needed and every read was written, for two micro-batches.
 pub fn check(plan: &Plan) -> Result<(), CheckError> {
     let mut memory = Memory { plan, written: BTreeMap::new() };
+    memory.addresses()?;
     memory.run(plan.section(0, Section::Prepare), 0)?;
     for phase in 0..plan.phases.len() {
         for micro in 0..2 {
             for input in &plan.graph.batch {
-                let arg = plan.arg(input.value);
-                memory.inside((&input.name, "input"), &arg)?;
-                memory.write(&arg, (input.value, micro), micro);
+                memory.write(&plan.arg(input.value), (input.value, micro), micro);
             }
             for input in &plan.graph.batch {
                 memory.read((&input.name, "input"), &plan.arg(input.value), micro)?; // they are filled in any order
@@ -59,11 +59,9 @@ pub fn check(plan: &Plan) -> Result<(), CheckError> {
         }
         memory.run(plan.section(phase, Section::Update), SUMMED)?;
     }
-    for phase in &plan.phases {
-        let sums =
-            phase.reduced.iter().map(|r| (r.1, SUMMED)).chain(phase.norm.into_iter().flatten().map(|v| (v, SUMMED)));
-        let outputs = phase.losses.outputs.iter().map(|o| (o.1, 1));
-        for (value, micro) in sums.chain(outputs).filter(|(v, _)| plan.graph.producer(*v).is_some()) {
+    for value in plan.phases.iter().flat_map(Phase::held) {
+        if let Some(node) = plan.graph.producer(value) {
+            let micro = if node.place.section == Section::Update { SUMMED } else { 1 };
             memory.read(("host", "read"), &plan.arg(value), micro)?;
         }
     }
@@ -83,9 +81,13 @@ impl Memory<'_> {
             for arg in &launch.inputs {
                 self.read(by, arg, micro)?;
             }
-            self.apart(by, launch, micro)?;
             for arg in &launch.outputs {
                 self.write(arg, (arg.value, micro), micro);
+            }
+            // What it writes lies apart from all else that it reads and writes; `Accumulate` alone works in place.
+            let apart = &launch.inputs[usize::from(launch.op == Op::Accumulate)..];
+            for arg in apart.iter().chain(&launch.outputs) {
+                self.read(by, arg, micro)?;
             }
         }
         Ok(())
@@ -98,38 +100,22 @@ impl Memory<'_> {
         (start, start + self.plan.placement.storage.size(arg.shape, arg.dtype))
     }
 
-    /// Whether a value lies inside its arena; that of states grows with the table.
-    fn inside(&self, by: Reader<'_>, arg: &Arg) -> Result<(), CheckError> {
-        let p = &self.plan.placement;
-        let bytes = match arg.loc.arena {
-            Arena::State => return Ok(()),
-            Arena::Batch => p.batch_bytes,
-            Arena::Prepared => p.prepared_bytes,
-            Arena::Reduce => p.layout.reduce_bytes,
-            Arena::Carry => p.layout.carry_bytes,
-            Arena::Work => p.work_bytes,
-        };
-        let end = arg.loc.offset + p.storage.size(arg.shape, arg.dtype);
-        if end <= bytes { Ok(()) } else { Err(self.error(by, arg, format!("an end within {bytes}"), end.to_string())) }
-    }
-
-    /// Whether what a launch writes lies inside its arena and apart from all else that it reads and writes. `Accumulate`
-    /// alone works in place.
-    fn apart(&self, by: Reader<'_>, launch: &Launch, micro: usize) -> Result<(), CheckError> {
-        let in_place = usize::from(launch.op == Op::Accumulate);
-        let reads = &launch.inputs[in_place..];
-        for (i, output) in launch.outputs.iter().enumerate() {
-            if let Some(sum) = launch.inputs[..in_place].iter().find(|sum| sum.loc != output.loc) {
-                let expected = format!("the place of {}", self.plan.graph.name(sum.value));
-                return Err(self.error(by, output, expected, "another place".into()));
+    /// Whether every value ends inside its arena and every view lies where its rows do.
+    fn addresses(&self) -> Result<(), CheckError> {
+        let (by, p) = (("plan", "place"), &self.plan.placement);
+        let size = |arg: &Arg| p.storage.size(arg.shape, arg.dtype);
+        for id in (0..p.locs.len()).filter(|&i| p.locs[i].is_some()).map(|i| ValueId(i as u32)) {
+            let arg = self.plan.arg(id);
+            let (end, bytes) = (arg.loc.offset + size(&arg), p.bytes(arg.loc.arena));
+            if end > bytes {
+                return Err(self.error(by, &arg, format!("an end within {bytes}"), end.to_string()));
             }
-            self.inside(by, output)?;
-            let (start, end) = self.range(output, micro);
-            for other in reads.iter().chain(&launch.outputs[..i]) {
-                let (s, e) = self.range(other, micro);
-                if other.loc.arena == output.loc.arena && start < e && s < end {
-                    let expected = "memory of its own".to_string();
-                    return Err(self.error(by, output, expected, self.plan.graph.name(other.value)));
+            let view = self.plan.graph.producer(id).and_then(|node| alias(&self.plan.graph, node));
+            if let Some((base, start)) = view.map(|(base, start)| (self.plan.arg(base), start)) {
+                let row = size(&base) / base.shape.dims().first().map_or(1, |&rows| rows.max(1));
+                if arg.loc != (Loc { offset: base.loc.offset + start * row, ..base.loc }) {
+                    let expected = format!("row {start} of {}", self.plan.graph.name(base.value));
+                    return Err(self.error(by, &arg, expected, "another place".into()));
                 }
             }
         }
@@ -164,45 +150,27 @@ impl Memory<'_> {
         if arg.loc.arena == Arena::State {
             return Ok(()); // states hold the last commit, whoever made it
         }
-        let (value, skipped, micros) = self.source(arg.value, micro);
-        let at = self.plan.loc(value).offset + skipped;
-        if arg.loc.offset != at {
-            return Err(self.error(
-                by,
-                arg,
-                format!("{} from {at}", self.plan.graph.name(value)),
-                "another place".into(),
-            ));
-        }
+        let (value, micros) = self.source(arg.value, micro);
         for m in micros {
             let (start, end) = self.range(arg, m);
             let found = self.written.range((arg.loc.arena, 0)..=(arg.loc.arena, start)).next_back();
-            match found {
-                Some((_, &(e, tag))) if e >= end && tag == (value, m) => {}
-                _ if end == start => {}
-                _ => {
-                    let name = |v: ValueId| self.plan.graph.name(v);
-                    let found = found.filter(|f| f.1.0 > start).map_or("nothing".to_string(), |(_, (_, t))| name(t.0));
-                    return Err(self.error(by, arg, name(value), found));
-                }
+            if end > start && !found.is_some_and(|(_, &(e, tag))| e >= end && tag == (value, m)) {
+                let name = |v: ValueId| self.plan.graph.name(v);
+                let found = found.filter(|f| f.1.0 > start).map_or("nothing".to_string(), |(_, (_, t))| name(t.0));
+                return Err(self.error(by, arg, name(value), found));
             }
         }
         Ok(())
     }
 
-    /// The value that a name stands for, through aliases, the bytes of it that are skipped, and the micro-batches whose
-    /// copies are read.
-    fn source(&self, mut value: ValueId, micro: usize) -> (ValueId, usize, Vec<usize>) {
-        let (mut micros, mut skipped) = (vec![micro], 0);
+    /// The value that a name stands for, through aliases, and the micro-batches whose copies are read.
+    fn source(&self, mut value: ValueId, micro: usize) -> (ValueId, Vec<usize>) {
+        let mut micros = vec![micro];
         while let Some(node) = self.plan.graph.producer(value) {
             match node.op {
                 Op::Reduce => micros = vec![SUMMED],
                 Op::Carry => micros = vec![0, 1],
-                Op::Slice { start, .. } if crate::place::alias(&self.plan.graph, node).is_some() => {
-                    let base = self.plan.arg(node.inputs[0]);
-                    let rows = base.shape.dims()[0].max(1);
-                    skipped += start * (self.plan.placement.storage.size(base.shape, base.dtype) / rows);
-                }
+                Op::Slice { .. } if alias(&self.plan.graph, node).is_some() => {}
                 _ => break,
             }
             value = node.inputs[0];
@@ -212,7 +180,6 @@ impl Memory<'_> {
         {
             micros = vec![0];
         }
-        debug_assert!(!matches!(self.plan.graph.value(value).source, Source::Dropped));
-        (value, skipped, micros)
+        (value, micros)
     }
 }

@@ -64,19 +64,11 @@ fn half_weight(graph: &Graph, bytes: u64) -> u64 {
 
 fn flops(graph: &Graph, node: &Node) -> u64 {
     let elements = |v: graph::ValueId| graph.shape(v).elements() as u64;
+    let conv = |y, w| 2 * elements(y) * (elements(w) / graph.shape(w).dims()[0] as u64);
     match &node.op {
-        Op::Conv(_) | Op::ConvAct { .. } => {
-            let w = graph.shape(node.inputs[1]);
-            2 * elements(node.outputs[0]) * (elements(node.inputs[1]) / w.dims()[0] as u64)
-        }
-        Op::ConvDgrad { .. } => {
-            let w = graph.shape(node.inputs[1]);
-            2 * elements(node.inputs[0]) * (elements(node.inputs[1]) / w.dims()[0] as u64)
-        }
-        Op::ConvWgrad { .. } => {
-            let w = graph.shape(node.outputs[0]);
-            2 * elements(node.inputs[1]) * (elements(node.outputs[0]) / w.dims()[0] as u64)
-        }
+        Op::Conv(_) | Op::ConvAct { .. } => conv(node.outputs[0], node.inputs[1]),
+        Op::ConvDgrad { .. } => conv(node.inputs[0], node.inputs[1]),
+        Op::ConvWgrad { .. } => conv(node.inputs[1], node.outputs[0]),
         Op::Matmul(a) => {
             let d = graph.shape(node.inputs[0]);
             let k = d.dims()[if a.ta { 0 } else { 1 }] as u64;

@@ -5,7 +5,9 @@
 //! A gradient is `Absent` where no term's structure reaches the parameter, `Zero` where only terms of weight 0 do.
 
 use crate::step::{Grad, Phase, StepGraph};
-use graph::{Cotangents, Graph, NodeId, Op, Section, Source, StateId, StateKind, ValueId, Weight, gradient};
+use graph::{
+    Cotangents, Graph, Node, NodeId, Op, Place, Section, Source, StateId, StateKind, ValueId, Weight, gradient,
+};
 use std::collections::HashMap;
 
 pub fn differentiate(step: &StepGraph) -> StepGraph {
@@ -33,39 +35,23 @@ pub fn differentiate(step: &StepGraph) -> StepGraph {
     step
 }
 
-/// Moves nodes that no image enters to the update, where they run once a step. What the body reads too is made in both.
+/// Moves nodes that no image enters to the update, where they run once a step; a copy of each stays for those of the body
+/// that read it, and is dropped by `optimize` where none does.
 fn split_sections(step: &StepGraph) -> StepGraph {
-    let (fed, readers) = (step.fed(), step.graph.readers());
-    let (mut graph, mut nodes) = (step.graph.clone(), step.graph.nodes.clone());
-    let mut twice = vec![false; nodes.len()];
-    for i in (0..nodes.len()).rev() {
-        let reads = |section: Section| {
-            let of = |r: &NodeId| twice[r.0 as usize] || nodes[r.0 as usize].place.section == section;
-            nodes[i].outputs.iter().any(|o| readers[o.0 as usize].iter().any(of))
-        };
-        if nodes[i].outputs.iter().any(|o| fed[o.0 as usize]) {
-            continue;
-        }
-        let (body, update) = (reads(Section::Body), reads(Section::Update));
-        twice[i] = body && update;
-        if !body {
-            nodes[i].place.section = Section::Update;
-        }
-    }
+    let (fed, mut graph) = (step.fed(), step.graph.clone());
     let mut copies: HashMap<ValueId, ValueId> = HashMap::new();
-    for i in 0..nodes.len() {
-        let mut node = nodes[i].clone();
-        node.inputs.iter_mut().for_each(|v| *v = *copies.get(v).unwrap_or(v));
-        if twice[i] {
-            node.place.section = Section::Update;
-            for output in &mut node.outputs {
+    let mut nodes = Vec::with_capacity(graph.nodes.len());
+    for node in &step.graph.nodes {
+        let mut body = node.clone();
+        body.inputs.iter_mut().for_each(|v| *v = *copies.get(v).unwrap_or(v));
+        if !node.outputs.iter().any(|o| fed[o.0 as usize]) {
+            nodes.push(Node { place: Place { section: Section::Update, ..node.place }, ..node.clone() });
+            for output in &mut body.outputs {
                 let copy = graph.add_value(graph.value(*output).clone());
                 copies.insert(std::mem::replace(output, copy), copy);
             }
-            nodes.push(node);
-        } else if node.place.section == Section::Update {
-            nodes[i] = node;
         }
+        nodes.push(body);
     }
     StepGraph { graph: graph.with_nodes(nodes), phases: step.phases.clone() }
 }

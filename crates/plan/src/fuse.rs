@@ -5,7 +5,7 @@
 //! Patterns: input (crop, flip, normalise, patch swap), frozen conv+BN(+add)(+ReLU), BN(+add)+ReLU both ways with bit
 //! masks, fork gradients inside dgrad, and all row losses of a phase with their gradients.
 
-use crate::step::StepGraph;
+use crate::step::{Phase, StepGraph};
 use crate::{fuse_bn, fuse_frozen, fuse_rows};
 use graph::{Axis, Binary, Graph, Node, NodeId, Op, ValueId};
 use std::collections::HashMap;
@@ -45,9 +45,7 @@ impl<'a> Rewrite<'a> {
         let graph = step.graph.clone();
         let nodes = graph.nodes.iter().cloned().map(Some).collect();
         let mut kept = vec![false; graph.values.len()];
-        for phase in &step.phases {
-            phase.losses.outputs.iter().for_each(|o| kept[o.1.0 as usize] = true);
-        }
+        step.phases.iter().flat_map(Phase::held).for_each(|v| kept[v.0 as usize] = true);
         Rewrite { readers: graph.readers(), nodes, kept, graph, step }
     }
 

@@ -57,17 +57,14 @@ fn add_group(rewrite: &mut Rewrite<'_>, id: NodeId) {
     }
     let Some((at, bn, shortcut)) = bn_operand(rewrite, id, &add) else { return };
     rewrite.drop_node(at);
-    let mut node = bn_act(rewrite, &bn, add, Some(shortcut), false);
-    if let Op::BnAct { relu, .. } = &mut node.op {
-        *relu = false;
-    }
+    let node = bn_act(rewrite, &bn, add, Some(shortcut), false);
     rewrite.nodes[id.0 as usize] = Some(node);
 }
 
 /// The fused node in the place of `last`, whose output it makes.
 fn bn_act(rewrite: &mut Rewrite<'_>, bn: &Node, last: Node, shortcut: Option<ValueId>, mask: bool) -> Node {
     let Op::BnApply { bn: args, source } = bn.op else { unreachable!("lone_bn gives a BnApply") };
-    let op = Op::BnAct { bn: args, source, relu: true, mask };
+    let op = Op::BnAct { bn: args, source, relu: last.op == Op::Unary(Unary::Relu), mask };
     let inputs: Vec<_> = bn.inputs.iter().copied().chain(shortcut).collect();
     let mut outputs = last.outputs;
     if mask {

@@ -32,8 +32,13 @@ pub(crate) fn frozen_groups(step: &StepGraph) -> StepGraph {
         let inputs = [x, folded[0], folded[1]].into_iter().chain(shortcut).collect();
         let outputs = rewrite.graph.node(last).outputs.clone();
         let place = rewrite.graph.node(last).place;
-        let fused =
-            Node { op: Op::ConvAct { conv: args, relu }, inputs, outputs, path: conv_path(step, conv_id), place };
+        let fused = Node {
+            op: Op::ConvAct { conv: args, relu },
+            inputs,
+            outputs,
+            path: step.graph.node(conv_id).path.clone(),
+            place,
+        };
         rewrite.drop_node(conv_id);
         rewrite.drop_node(id);
         if shortcut.is_some() && relu {
@@ -44,10 +49,6 @@ pub(crate) fn frozen_groups(step: &StepGraph) -> StepGraph {
     }
     rewrite.nodes.extend(prepared.into_iter().map(Some));
     rewrite.finish()
-}
-
-fn conv_path(step: &StepGraph, id: NodeId) -> String {
-    step.graph.node(id).path.clone()
 }
 
 /// How the group ends: its last node, the other operand of an add, and whether a ReLU closes it.

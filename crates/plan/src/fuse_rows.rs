@@ -4,8 +4,8 @@
 //! views become one gradient per tensor. The order of the sum is that of the table.
 
 use crate::fuse::{Rewrite, base_of};
-use crate::step::StepGraph;
-use graph::{Axis, Binary, Node, Op, RowTable, RowTableTerm, RowTerm, RowView, Section, Side, Value, ValueId, Weight};
+use crate::step::{Phase, StepGraph};
+use graph::{Axis, Binary, Node, Op, RowTable, RowTableTerm, RowTerm, RowView, Section, Side, ValueId, Weight};
 use std::collections::HashMap;
 
 /// One gradient contribution: a term's side, its weight, and the first row it lands on.
@@ -47,12 +47,7 @@ pub(crate) fn row_losses(step: &StepGraph) -> StepGraph {
     }
     let fused = rewrite.finish();
     // Slices of logits and labels that only the losses read are gone with them.
-    let roots: Vec<_> = fused
-        .phases
-        .iter()
-        .flat_map(|p| p.losses.outputs.iter().map(|o| o.1).chain(p.norm.into_iter().flatten()))
-        .chain(fused.phases.iter().flat_map(|p| p.reduced.iter().map(|r| r.1)))
-        .collect();
+    let roots: Vec<_> = fused.phases.iter().flat_map(Phase::held).collect();
     StepGraph { graph: fused.graph.pruned(&roots), phases: fused.phases }
 }
 
@@ -101,12 +96,14 @@ impl Table {
     /// The input that a view without gradient reads.
     fn view(&mut self, step: &StepGraph, operand: ValueId) -> RowView {
         let (base, start) = base_of(&step.graph, operand);
-        let input = self.inputs.iter().position(|&i| i == base).unwrap_or_else(|| {
-            self.inputs.push(base);
-            self.grads.push(None);
-            self.inputs.len() - 1
-        });
-        RowView { input, start }
+        let known = self.inputs.iter().position(|&i| i == base);
+        RowView { input: known.unwrap_or_else(|| self.push(base)), start }
+    }
+
+    fn push(&mut self, input: ValueId) -> usize {
+        self.inputs.push(input);
+        self.grads.push(None);
+        self.inputs.len() - 1
     }
 
     /// The line of a term with a free place for this side's gradient, or a new one.
@@ -115,16 +112,14 @@ impl Table {
             Side::Student => t.student_grad.is_none(),
             Side::Target => t.target_grad.is_none(),
         };
-        let found = (0..self.terms.len())
-            .find(|&i| self.terms[i].term == line.term && self.operands[i] == line.operands && free(&self.terms[i]));
-        found.unwrap_or_else(|| {
-            let like =
-                (0..self.terms.len()).find(|&i| self.terms[i].term == line.term && self.operands[i] == line.operands);
-            let like = like.expect("a gradient belongs to a loss of the phase");
-            let Value { shape, dtype, rows, source } = *step.graph.value(self.values[like]);
-            let value = rewrite.graph.add_value(Value { shape, dtype, rows, source });
-            self.add(step, line.term, &line.operands, value)
-        })
+        let like = |&i: &usize| self.terms[i].term == line.term && self.operands[i] == line.operands;
+        let same: Vec<usize> = (0..self.terms.len()).filter(like).collect();
+        if let Some(&found) = same.iter().find(|&&i| free(&self.terms[i])) {
+            return found;
+        }
+        let value = self.values[*same.first().expect("a gradient belongs to a loss of the phase")];
+        let value = rewrite.graph.add_value(step.graph.value(value).clone());
+        self.add(step, line.term, &line.operands, value)
     }
 
     fn add(&mut self, step: &StepGraph, term: RowTerm, operands: &[ValueId], value: ValueId) -> usize {
@@ -155,11 +150,7 @@ fn table(step: &StepGraph, rewrite: &mut Rewrite<'_>, losses: &[usize], combos: 
     for (&value, combo) in wanted {
         // A tensor that has its gradient already is listed again for the next one.
         let free = (0..table.inputs.len()).find(|&i| table.inputs[i] == combo.base && table.grads[i].is_none());
-        let input = free.unwrap_or_else(|| {
-            table.inputs.push(combo.base);
-            table.grads.push(None);
-            table.inputs.len() - 1
-        });
+        let input = free.unwrap_or_else(|| table.push(combo.base));
         table.grads[input] = Some(value);
         for line in &combo.lines {
             let at = table.term_for(step, rewrite, line);

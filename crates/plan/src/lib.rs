@@ -10,6 +10,7 @@ mod fuse;
 mod fuse_bn;
 mod fuse_frozen;
 mod fuse_rows;
+mod live;
 mod lower;
 mod optimize;
 mod order;

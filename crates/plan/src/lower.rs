@@ -70,13 +70,8 @@ pub fn lower(step: StepGraph, placement: Placement, reduce: ReduceLayout) -> Pla
         }
         let args = |ids: &[ValueId]| ids.iter().map(|&v| plan.arg(v)).collect();
         let states = node.op.states().into_iter().map(|s| {
-            let state = plan.graph.state(s);
-            Arg {
-                value: ValueId(u32::MAX),
-                loc: plan.placement.states[s.0 as usize],
-                shape: state.shape,
-                dtype: state.dtype,
-            }
+            let graph::State { shape, dtype, .. } = *plan.graph.state(s);
+            Arg { value: ValueId(u32::MAX), loc: plan.placement.states[s.0 as usize], shape, dtype }
         });
         let launch = Launch {
             node: id,

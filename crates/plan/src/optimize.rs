@@ -41,7 +41,6 @@ impl Default for OptimizerArgs {
 
 pub fn optimize(step: &StepGraph, args: &OptimizerArgs, keep_outputs: bool) -> StepGraph {
     let mut step = step.clone();
-    let mut roots = Vec::new();
     for p in 0..step.phases.len() {
         let uses = step.bn_uses(p);
         let mut update = Update { graph: &mut step.graph, place: Place { phase: p as u32, section: Section::Update } };
@@ -49,9 +48,8 @@ pub fn optimize(step: &StepGraph, args: &OptimizerArgs, keep_outputs: bool) -> S
         let (grads, params) = update.gradients(phase, args);
         phase.reduced = phase.scalars().into_iter().map(|v| (v, update.reduce(v))).collect();
         let scalars: Vec<_> = phase.reduced.iter().map(|r| r.1).collect();
-        roots.extend(&scalars);
-        if keep_outputs {
-            roots.extend(phase.losses.outputs.iter().map(|o| o.1));
+        if !keep_outputs {
+            phase.losses.outputs.clear();
         }
         if grads.is_empty() && uses.is_empty() && phase.losses.commits.is_empty() {
             continue;
@@ -59,9 +57,8 @@ pub fn optimize(step: &StepGraph, args: &OptimizerArgs, keep_outputs: bool) -> S
         let inputs = [&grads[..], &scalars[..]].concat();
         let norm = update.push(Op::GradNorm { grads: grads.len() }, &inputs, "update/grad_norm");
         phase.norm = Some([norm[0], norm[1]]);
-        roots.extend(&norm);
         if !params.is_empty() {
-            let SgdSettings { momentum, nesterov, clip_norm } = args.into();
+            let OptimizerArgs { momentum, nesterov, clip_norm, .. } = *args;
             let sgd = SgdArgs { params, momentum, nesterov, clip_norm };
             update.push(Op::Sgd(Box::new(sgd)), &[&norm[..], &grads[..]].concat(), "update/sgd");
         }
@@ -74,20 +71,9 @@ pub fn optimize(step: &StepGraph, args: &OptimizerArgs, keep_outputs: bool) -> S
         let place = Place { phase: p as u32, section: Section::Update };
         Update { graph: &mut step.graph, place }.ema(finite);
     }
+    let roots: Vec<_> = step.phases.iter().flat_map(Phase::held).collect();
     step.graph = step.graph.with_nodes(step.graph.nodes.clone()).pruned(&roots);
     step
-}
-
-struct SgdSettings {
-    momentum: f64,
-    nesterov: bool,
-    clip_norm: Option<f64>,
-}
-
-impl From<&OptimizerArgs> for SgdSettings {
-    fn from(a: &OptimizerArgs) -> SgdSettings {
-        SgdSettings { momentum: a.momentum, nesterov: a.nesterov, clip_norm: a.clip_norm }
-    }
 }
 
 struct Update<'a> {
@@ -185,12 +171,8 @@ impl Update<'_> {
                 let path = self.graph.producer(u.stats[0]).map(|n| n.path.clone()).unwrap_or_default();
                 inputs.extend(u.stats.map(|s| self.carry(s, &path)));
             }
-            layers.push(BnRunningLayer {
-                mean: first.mean,
-                var: first.var,
-                updates: first.updates,
-                forwards: same.len(),
-            });
+            let graph::BnUse { mean, var, updates, .. } = *first;
+            layers.push(BnRunningLayer { mean, var, updates, forwards: same.len() });
         }
         self.push(Op::BnRunning { momentum, layers }, &inputs, "update/bn_running");
     }

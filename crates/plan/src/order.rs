@@ -4,7 +4,8 @@
 //! In and out: the same nodes. Bits do not depend on the order.
 
 use crate::fuse_frozen::written_states;
-use crate::place::{Storage, live_bytes};
+use crate::live::live_bytes;
+use crate::place::Storage;
 use crate::step::StepGraph;
 use graph::{Graph, Node, Op, Section, Source, ValueId};
 use std::collections::HashSet;
@@ -25,9 +26,10 @@ pub fn order(step: &StepGraph, storage: Storage) -> StepGraph {
 fn peak_bytes(graph: &Graph, step: &StepGraph, storage: Storage) -> usize {
     let moved = graph.nodes.iter().filter(|n| matches!(n.op, Op::Reduce | Op::Carry));
     let moved: HashSet<ValueId> = moved.map(|n| n.inputs[0]).collect();
-    let prepared = |v| graph.producer(v).is_some_and(|n| n.place.section == Section::Prepare);
-    let live = live_bytes(graph, &step.phases, storage, |v| !moved.contains(&v) && !prepared(v));
-    live.into_iter().max().unwrap_or(0)
+    let prepared = |v: ValueId| graph.producer(v).is_some_and(|n| n.place.section == Section::Prepare);
+    let size = |v: ValueId| storage.size(graph.shape(v), graph.value(v).dtype);
+    let bytes = |v: ValueId| if moved.contains(&v) || prepared(v) { 0 } else { size(v) };
+    live_bytes(graph, &step.phases, bytes).into_iter().max().unwrap_or(0)
 }
 
 /// Nodes of a body that read frozen parameters, themselves or through others, and no trained ones.

@@ -4,7 +4,8 @@
 //! In: an ordered graph and the reduce layout. Out: a location per value; the graph is unchanged.
 
 use crate::bucket::ReduceLayout;
-use crate::step::{Phase, StepGraph};
+use crate::live::{Life, lifetimes};
+use crate::step::StepGraph;
 use graph::{Axis, Graph, Init, Node, Op, Section, Source, State, StateId, StateKind, ValueId};
 use std::collections::HashMap;
 use tensor::{Dtype, Shape};
@@ -113,6 +114,20 @@ pub struct Placement {
     pub storage: Storage,
 }
 
+impl Placement {
+    /// Bytes of an arena, one slot of those with several; that of states is the table's.
+    pub fn bytes(&self, arena: Arena) -> usize {
+        match arena {
+            Arena::State => usize::MAX,
+            Arena::Batch => self.batch_bytes,
+            Arena::Prepared => self.prepared_bytes,
+            Arena::Reduce => self.layout.reduce_bytes,
+            Arena::Carry => self.layout.carry_bytes,
+            Arena::Work => self.work_bytes,
+        }
+    }
+}
+
 pub(crate) const ALIGN: usize = 256;
 
 pub fn place(
@@ -193,10 +208,7 @@ fn carried(graph: &Graph) -> Vec<(String, ValueId)> {
     let mut seen = std::collections::HashSet::new();
     let mut values = Vec::new();
     for node in graph.nodes.iter().filter(|n| n.op == Op::Carry && seen.insert(n.inputs[0])) {
-        let k = match graph.value(node.inputs[0]).source {
-            Source::Node(_, k) => k,
-            _ => 0,
-        };
+        let Source::Node(_, k) = graph.value(node.inputs[0]).source else { continue }; // `optimize` copies the rest
         let repeats = values.iter().filter(|(name, _): &&(String, ValueId)| name.starts_with(&node.path)).count();
         values.push((format!("{}#{}.{k}.{repeats}", node.path, node.place.phase), node.inputs[0]));
     }
@@ -213,39 +225,6 @@ pub(crate) fn alias(graph: &Graph, node: &Node) -> Option<(ValueId, usize)> {
         }
         _ => None,
     }
-}
-
-struct Life {
-    value: ValueId,
-    start: usize,
-    end: usize,
-}
-
-/// First and last node of every value that `wanted` picks and no other value's memory holds.
-fn lifetimes(graph: &Graph, phases: &[Phase], wanted: impl Fn(ValueId) -> bool) -> Vec<Life> {
-    let mut root: Vec<ValueId> = (0..graph.values.len()).map(|i| ValueId(i as u32)).collect();
-    let mut end = vec![0; graph.values.len()];
-    let mut lives = Vec::new();
-    for (i, node) in graph.nodes.iter().enumerate() {
-        for input in &node.inputs {
-            end[root[input.0 as usize].0 as usize] = i;
-        }
-        if let Some((base, _)) = alias(graph, node) {
-            root[node.outputs[0].0 as usize] = root[base.0 as usize];
-            continue;
-        }
-        for &output in node.outputs.iter().filter(|&&o| wanted(o)) {
-            end[output.0 as usize] = i;
-            lives.push((output, i));
-        }
-    }
-    for (_, value) in phases.iter().flat_map(|p| &p.losses.outputs) {
-        end[root[value.0 as usize].0 as usize] = graph.nodes.len();
-    }
-    for value in phases.iter().flat_map(|p| p.reduced.iter().map(|r| r.1).chain(p.norm.into_iter().flatten())) {
-        end[root[value.0 as usize].0 as usize] = graph.nodes.len();
-    }
-    lives.into_iter().map(|(value, start)| Life { value, start, end: end[value.0 as usize] }).collect()
 }
 
 /// Offsets such that values that live together do not overlap: the largest first, each as low as it fits.
@@ -268,28 +247,4 @@ fn pack(lives: &[Life], size: impl Fn(ValueId) -> usize) -> (Vec<(ValueId, usize
         total = total.max(offset + bytes);
     }
     (placed.iter().map(|&(offset, _, life)| (life.value, offset)).collect(), total)
-}
-
-/// Bytes of the work arena alive during each node, given which values lie in it: no placement does with less than the most.
-pub(crate) fn live_bytes(
-    graph: &Graph,
-    phases: &[Phase],
-    storage: Storage,
-    in_work: impl Fn(ValueId) -> bool,
-) -> Vec<usize> {
-    let nodes = graph.nodes.len();
-    let mut change = vec![0isize; nodes + 1];
-    for life in lifetimes(graph, phases, in_work) {
-        let bytes = storage.size(graph.shape(life.value), graph.value(life.value).dtype) as isize;
-        change[life.start] += bytes;
-        change[(life.end + 1).min(nodes)] -= bytes;
-    }
-    let mut live = 0;
-    change[..nodes]
-        .iter()
-        .map(|c| {
-            live += c;
-            live as usize
-        })
-        .collect()
 }

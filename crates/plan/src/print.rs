@@ -1,7 +1,8 @@
 //! The printed plan: a line per launch, then what it adds up to.
 
-use crate::lower::{Launch, Plan};
-use crate::place::{Arena, Loc, alias, live_bytes};
+use crate::live::live_bytes;
+use crate::lower::{Arg, Launch, Plan};
+use crate::place::{Arena, alias};
 use graph::{Node, Op, Section, ValueId};
 use std::collections::BTreeMap;
 use std::fmt::{Display, Formatter, Result, Write as _};
@@ -40,15 +41,15 @@ impl Display for Plan {
     }
 }
 
-/// Operands of a line; what is left out are the tensors of an update, all of one kind.
-const SHOWN: usize = 8;
-
 fn line(plan: &Plan, launch: &Launch, live: usize, f: &mut Formatter<'_>) -> Result {
-    let inputs: Vec<_> = launch.inputs.iter().take(SHOWN).map(|a| operand(plan, a.value)).collect();
+    // What is left out are the tensors of an update, all of one kind.
+    let inputs: Vec<_> = launch.inputs.iter().take(8).map(|a| operand(plan, a.value)).collect();
     let left = launch.inputs.len() - inputs.len();
     let more = if left > 0 { format!(", … {left} more") } else { String::new() };
-    let output =
-        |a: &crate::Arg| format!("{} {}{} {}", plan.graph.name(a.value), a.dtype.name(), a.shape, place_of(a.loc));
+    let output = |a: &Arg| {
+        let arena = format!("{:?}", a.loc.arena)[..1].to_lowercase();
+        format!("{} {}{} {arena}+{:x}", plan.graph.name(a.value), a.dtype.name(), a.shape, a.loc.offset)
+    };
     let outputs: Vec<_> = launch.outputs.iter().map(output).collect();
     let made = if outputs.is_empty() { String::new() } else { outputs.join(", ") + " = " };
     let (read, written, flops) = (unit(launch.cost.read), unit(launch.cost.written), unit(launch.cost.flops));
@@ -74,18 +75,6 @@ fn operand(plan: &Plan, value: ValueId) -> String {
     }
 }
 
-fn place_of(loc: Loc) -> String {
-    let arena = match loc.arena {
-        Arena::State => 's',
-        Arena::Batch => 'b',
-        Arena::Prepared => 'p',
-        Arena::Reduce => 'r',
-        Arena::Carry => 'c',
-        Arena::Work => 'w',
-    };
-    format!("{arena}+{:x}", loc.offset)
-}
-
 /// Four significant places with a decimal unit.
 fn unit(n: u64) -> String {
     match n {
@@ -101,7 +90,8 @@ impl Plan {
     /// Bytes of the work arena alive during each node.
     pub fn live_bytes(&self) -> Vec<usize> {
         let in_work = |v: ValueId| self.placement.locs[v.0 as usize].is_some_and(|loc| loc.arena == Arena::Work);
-        live_bytes(&self.graph, &self.phases, self.placement.storage, in_work)
+        let size = |v: ValueId| self.placement.storage.size(self.graph.shape(v), self.graph.value(v).dtype);
+        live_bytes(&self.graph, &self.phases, |v| if in_work(v) { size(v) } else { 0 })
     }
 
     /// Bytes read and written and FLOPs of bodies and updates, per image row of the micro-batch.

@@ -40,6 +40,12 @@ impl Phase {
         all.retain(|v| seen.insert(*v));
         all
     }
+
+    /// Values that the host reads when the step is over.
+    pub fn held(&self) -> impl Iterator<Item = ValueId> + '_ {
+        let outputs = self.losses.outputs.iter().map(|o| o.1);
+        outputs.chain(self.reduced.iter().map(|r| r.1)).chain(self.norm.into_iter().flatten())
+    }
 }
 
 #[derive(Clone, Debug)]

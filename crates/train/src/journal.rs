@@ -8,9 +8,12 @@ use crate::progress::{Progress, Status};
 use crate::tensorboard::EventWriter;
 use crate::trainer::Position;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+const LEDGER: &str = "bad_samples.jsonl";
 
 /// How much is said on the terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -63,7 +66,7 @@ impl Journal {
             metrics: MetricsLog::append_to(&run.join("metrics.jsonl")),
             events: EventWriter::create(&run.join("tensorboard"), resumed_at),
             progress: (verbosity == Verbosity::Normal).then(Progress::stderr),
-            ledger: run.join("bad_samples.jsonl"),
+            ledger: run.join(LEDGER),
             epochs,
             max_steps,
             images_per_step,
@@ -172,6 +175,7 @@ impl Journal {
     }
 
     pub(crate) fn saved(&mut self, report: &SaveReport) {
+        self.failure.clear();
         for warning in &report.warnings {
             self.message(&format!("warning: {warning}"));
         }
@@ -179,7 +183,7 @@ impl Journal {
 
     pub(crate) fn save_failed(&mut self, at: &Position, why: &str) {
         self.degraded = true;
-        if self.failure != why {
+        if self.failure.is_empty() {
             self.message(&format!(
                 "warning: step {}: checkpoint not written: {why}; older ones are intact",
                 at.global_step
@@ -195,14 +199,14 @@ impl Journal {
         self.failure.clone()
     }
 
-    pub(crate) fn bad_samples(&mut self, bad: &[data::BadSample]) {
+    pub(crate) fn bad_samples(&mut self, bad: &[&data::BadSample]) {
         let lines: String =
             bad.iter().map(|b| serde_json::to_string(b).map(|s| s + "\n").unwrap_or_default()).collect();
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&self.ledger);
         if file.and_then(|mut f| f.write_all(lines.as_bytes())).is_err() {
             self.degraded = true;
         }
-        self.message(&format!("warning: {} unreadable images, see {}", bad.len(), self.ledger.display()));
+        self.message(&format!("warning: unreadable images: {} more, see {}", bad.len(), self.ledger.display()));
     }
 
     pub(crate) fn reopen(&mut self) {
@@ -223,6 +227,16 @@ impl Journal {
             progress.finish();
         }
     }
+}
+
+/// Indices of the samples that a run has listed as bad already.
+pub(crate) fn known_bad(run: &Path) -> BTreeSet<usize> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        index: usize,
+    }
+    let text = std::fs::read_to_string(run.join(LEDGER)).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).map(|line: Line| line.index).collect()
 }
 
 impl Drop for Journal {

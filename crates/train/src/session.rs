@@ -8,7 +8,7 @@ use crate::evaluate::{Evaluation, evaluate};
 use crate::exit::Exit;
 use crate::feed::{Feed, Rank, Set, eval_spec, micro_batch, open_set, train_spec};
 use crate::inputs::step_input;
-use crate::journal::{Facts, Journal, Verbosity};
+use crate::journal::{Facts, Journal, Verbosity, known_bad};
 use crate::manifest::RunState;
 use crate::recipe::Recipe;
 use crate::recipe_parse::Loaded;
@@ -346,7 +346,7 @@ impl Session {
             slots: self.model.spec.slots.clone(),
             base_lr,
             position,
-            bad: 0,
+            bad: known_bad(&self.run_dir),
             lead,
         };
         if let Some(lead) = &trainer.lead {

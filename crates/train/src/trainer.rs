@@ -14,7 +14,7 @@ use crate::signals::{Request, Signals};
 use crate::snapshot;
 use cpu::Real;
 use serde::{Deserialize, Deserializer, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 /// Steps in a row that may be skipped as not finite.
@@ -67,7 +67,8 @@ pub(crate) struct Trainer<'a, T> {
     pub slots: Vec<graph::SlotSpec>,
     pub base_lr: f64,
     pub position: Position,
-    pub bad: usize,
+    /// Samples that could not be read so far, by index.
+    pub bad: BTreeSet<usize>,
     /// Of rank 0.
     pub lead: Option<Lead<'a>>,
 }
@@ -155,17 +156,17 @@ impl<T: Real> Trainer<'_, T> {
         Ok(values)
     }
 
-    /// Counts bad samples against the limit and lists them.
+    /// Counts bad samples against the limit and lists them, each once.
     fn note_bad(&mut self, bad: &[data::BadSample]) -> Result<(), TrainError> {
-        self.bad += bad.len();
-        if let (Some(lead), false) = (&mut self.lead, bad.is_empty()) {
-            lead.journal.bad_samples(bad);
+        let new: Vec<_> = bad.iter().filter(|b| self.bad.insert(b.index)).collect();
+        if let (Some(lead), false) = (&mut self.lead, new.is_empty()) {
+            lead.journal.bad_samples(&new);
         }
         let (seen, max) = (self.feed.units, self.recipe.data.max_bad);
         match bad.first() {
-            Some(first) if self.bad as f64 > max * seen as f64 => {
+            Some(first) if self.bad.len() as f64 > max * seen as f64 => {
                 let first = format!("{} ({})", first.place, first.reason);
-                Err(TrainError::TooManyBad { bad: self.bad, seen, max, first })
+                Err(TrainError::TooManyBad { bad: self.bad.len(), seen, max, first })
             }
             _ => Ok(()),
         }

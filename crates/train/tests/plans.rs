@@ -5,7 +5,7 @@ use methods::Kd;
 use nets::NetworkSpec;
 use plan::{Fusion, OptimizerArgs, Options, StateTable, StepSource, Storage};
 use std::path::PathBuf;
-use train::recipe_parse::Loaded;
+use train::recipe::Recipe;
 use train::{PlanOptions, plan_of};
 
 const REFRESH: &str = "RETORT_UPDATE_GOLDENS=1 cargo test --release -p train --test plans";
@@ -37,7 +37,7 @@ fn compare(name: &str, found: &str) {
 }
 
 fn recipe(name: &str) {
-    let loaded = Loaded::load(&root().join(format!("configs/{name}.toml")), &[]).unwrap();
+    let loaded = Recipe::load(&root().join(format!("configs/{name}.toml")), &[]).unwrap();
     let plan = plan_of(loaded, PlanOptions { fusion: Fusion::Full, image: None }).unwrap();
     compare(name, &plan.to_string());
 }

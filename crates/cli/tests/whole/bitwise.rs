@@ -1,6 +1,7 @@
 //! The same bits for any number of threads and ranks, and however often a run is stopped or killed.
 
 use crate::job::{Dice, EPOCH, Job, State, set_up, train};
+use std::path::Path;
 use std::time::Duration;
 
 #[test]
@@ -36,41 +37,68 @@ fn ranks_change_no_bit_of_reproducible_runs() {
 #[test]
 fn a_run_that_ended_early_goes_on_as_if_it_had_not() {
     let folder = set_up();
-    let flags = ["-q", "--set", "output.checkpoint_steps=5"];
-    let run =
-        |run: &str, steps: &str| train(folder.path(), &[&flags[..], &["--run", run, "--max-steps", steps]].concat());
-    run("whole", "1000");
+    let every = ["output.checkpoint_steps=5", "output.checkpoint_every=2", "output.keep=100"];
+    let flags: Vec<&str> = every.iter().flat_map(|set| ["--set", set]).chain(["-q", "--run"]).collect();
+    let run = |more: &[&str]| train(folder.path(), &[&flags[..], more].concat());
+    run(&["whole"]);
     let whole = State::of(&folder.path().join("whole"));
     assert_eq!(whole.checkpoint, format!("step-{}", 3 * EPOCH));
     // The first step, mid-epoch, at a scheduled checkpoint, the end of an epoch twice, the step behind it.
     for steps in ["1", "4", "5", "6", "12", "13", "1000", "1000"] {
-        run("parts", steps);
+        run(&["parts", "--max-steps", steps]);
     }
     State::of(&folder.path().join("parts")).assert_equals(&whole, "in parts");
+    run(&["parts", "--resume", "parts/checkpoints/step-5"]);
+    State::of(&folder.path().join("parts")).assert_equals(&whole, "again from an older checkpoint");
+}
+
+/// Trains into `parts`, preempted at random moments; how often.
+fn preempted(folder: &Path) -> usize {
+    let mut dice = Dice::new();
+    for times in 0.. {
+        let mut job = Job::start(folder, &["--run", "parts"]);
+        job.wait_for("device:");
+        if times < 8 && !job.ends_within(Duration::from_millis(dice.below(300))) {
+            job.signal("USR2");
+        }
+        let ended = job.end();
+        match ended.status.code() {
+            Some(0) => return times,
+            code => assert_eq!(code, Some(75), "{}", ended.err),
+        }
+    }
+    unreachable!("the ninth run is left alone")
 }
 
 #[test]
 fn preemption_at_random_moments_changes_no_bit() {
     let folder = set_up();
     train(folder.path(), &["--run", "whole", "-q"]);
-    let mut dice = Dice::new();
-    let mut preempted = 0;
-    loop {
-        let mut job = Job::start(folder.path(), &["--run", "parts"]);
-        job.wait_for("device:");
-        if preempted < 8 && !job.ends_within(Duration::from_millis(dice.below(300))) {
-            job.signal("USR2");
-        }
-        let ended = job.end();
-        match ended.status.code() {
-            Some(0) => break,
-            code => assert_eq!(code, Some(75), "{}", ended.err),
-        }
-        preempted += 1;
-    }
-    assert!(preempted > 0);
+    let times = preempted(folder.path());
+    assert!(times > 0);
     let whole = State::of(&folder.path().join("whole"));
-    State::of(&folder.path().join("parts")).assert_equals(&whole, &format!("preempted {preempted} times"));
+    State::of(&folder.path().join("parts")).assert_equals(&whole, &format!("preempted {times} times"));
+}
+
+#[test]
+fn preemption_changes_no_bit_of_any_stage() {
+    let folder = set_up();
+    let recipe = folder.path().join("recipe.toml");
+    let stages = r#"
+[[stage]]
+name = "taught"
+set = { method = { name = "ce" } }
+[[stage]]
+name = "student"
+set = { method = { name = "kd", temperature = 4.0, ce_weight = 0.1, kd_weight = 0.9 }, teacher = [{ name = "resnet8", weights = "@taught" }] }
+"#;
+    std::fs::write(&recipe, std::fs::read_to_string(&recipe).unwrap() + stages).unwrap();
+    train(folder.path(), &["--run", "whole", "-q"]);
+    let times = preempted(folder.path());
+    for stage in ["taught", "student"] {
+        let state = |run: &str| State::of(&folder.path().join(run).join(stage));
+        state("parts").assert_equals(&state("whole"), &format!("{stage}, preempted {times} times"));
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Planted faults of placement: the checker finds those that matter and no others.
 //!
 //! Which fault matters is decided here from the graph, by comparing pairs of values: a value lives from the launch that
-//! makes it to the last that reads it or a view of it (to the end if the host reads it; through its phase if it is summed or
-//! carried over micro-batches; always if it is an input or prepared). A fault matters if two values that live together, ends included, share bytes, if a view that is
-//! read lies elsewhere than its rows, or if a value ends outside its arena. States are left out: their table only grows.
+//! makes it to the last that reads it or a view of it (to the end if the host reads it; through its phase if it is summed
+//! or carried over micro-batches; always if it is an input or prepared). A fault matters if two values that live together,
+//! ends included, share bytes, if a view lies elsewhere than its rows, or if a value ends outside its arena. States are left
+//! out: their table only grows.
 
 use crate::random::random_step;
 use crate::rng::Rng;
@@ -105,23 +106,11 @@ impl Placed {
         (nodes.iter().position(same).unwrap_or(node), nodes.iter().rposition(same).unwrap_or(node))
     }
 
-    fn limit(&self, arena: Arena) -> usize {
-        let p = &self.placement;
-        match arena {
-            Arena::State => usize::MAX,
-            Arena::Batch => p.batch_bytes,
-            Arena::Prepared => p.prepared_bytes,
-            Arena::Reduce => p.layout.reduce_bytes,
-            Arena::Carry => p.layout.carry_bytes,
-            Arena::Work => p.work_bytes,
-        }
-    }
-
     /// Why the placement is wrong, if it is.
     fn fault(&self) -> Option<String> {
         let (lives, graph) = (self.lives(), self.graph());
         for (i, a) in lives.iter().enumerate() {
-            if a.loc.offset + a.bytes > self.limit(a.loc.arena) {
+            if a.loc.offset + a.bytes > self.placement.bytes(a.loc.arena) {
                 return Some(format!("{} ends outside", graph.name(a.value)));
             }
             for b in &lives[..i] {
@@ -131,13 +120,12 @@ impl Placed {
                 }
             }
         }
-        let read = |v: ValueId| graph.nodes.iter().any(|n| n.inputs.contains(&v));
         for node in &graph.nodes {
             let Some((base, start)) = view(graph, node) else { continue };
             let row = self.bytes(base) / graph.shape(base).dims().first().copied().unwrap_or(1).max(1);
             let (at, of) = (self.loc(node.outputs[0])?, self.loc(base)?);
             let elsewhere = at.offset != of.offset + start * row;
-            if elsewhere && at.arena != Arena::State && (read(node.outputs[0]) || node.op == Op::Accumulate) {
+            if elsewhere {
                 return Some(format!("{} is no view of {}", graph.name(node.outputs[0]), graph.name(base)));
             }
         }
