@@ -7,7 +7,7 @@
 
 use clap::Parser;
 use graph::{Precision, Setting};
-use plan::{Fusion, Options, OptimizerArgs, Storage};
+use plan::{Fusion, OptimizerArgs, Options, Storage};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Write};
@@ -65,9 +65,16 @@ impl Ours {
         let options = Options { fusion, optimizer, storage, bucket_bytes: 25 << 20, keep_outputs: false };
         let compile = Compile { options, global_batch: args.batch, train_input: None, eval_input: None };
         let units = [[args.batch, 0]];
-        let sizes =
-            Sizes { full: units[0], others: vec![], leaves: 1, eval_batch: 1, threads: args.threads, reproducible: false };
-        let mut engine = Engine::new(&model, &compile, &sizes, Box::new(comm::Solo::default())).unwrap_or_else(|e| panic!("{e}"));
+        let sizes = Sizes {
+            full: units[0],
+            others: vec![],
+            leaves: 1,
+            eval_batch: 1,
+            threads: args.threads,
+            reproducible: false,
+        };
+        let mut engine =
+            Engine::new(&model, &compile, &sizes, Box::new(comm::Solo::default())).unwrap_or_else(|e| panic!("{e}"));
         engine.initialise(1);
         engine.loaded();
         let pixels: Vec<f32> = (0..args.batch * SIDE * SIDE * 3).map(|i| (i as f32 * 0.37).sin()).collect();
@@ -150,7 +157,10 @@ fn spread(values: &[f64]) -> (f64, f64) {
 fn main() -> std::io::Result<()> {
     let args = Args::parse();
     let mut rows = Vec::new();
-    println!("{:<16} {:>9} {:>9} {:>8} {:>8} {:>7} {:>15}", "net", "ours ms", "img/s", "GFLOP/s", "peer ms", "ratio", "ratio min..max");
+    println!(
+        "{:<16} {:>9} {:>9} {:>8} {:>8} {:>7} {:>15}",
+        "net", "ours ms", "img/s", "GFLOP/s", "peer ms", "ratio", "ratio min..max"
+    );
     for net in &args.nets {
         let mut ours = Ours::new(net, &args);
         let flops = ours.engine.plan().launches.iter().map(|l| l.cost.flops).sum::<u64>() as f64;

@@ -80,8 +80,7 @@ impl Feed {
     pub(crate) fn new(recipe: &Recipe, spec: &Spec, set: Arc<Set>, rank: Rank, stage: u8) -> Result<Feed, TrainError> {
         let t = &recipe.train;
         let units =
-            Epoch::new(inputs::sampler(spec), set.lists.clone(), EpochKey { seed: t.seed, stage, epoch: 0 })?
-                .units();
+            Epoch::new(inputs::sampler(spec), set.lists.clone(), EpochKey { seed: t.seed, stage, epoch: 0 })?.units();
         let last = if recipe.data.keep_last { LastBatch::Keep } else { LastBatch::Drop };
         let micro = micro_batch(recipe, rank.world);
         let deal = Deal::new(units, t.global_batch.min(units.next_multiple_of(micro)), micro, last)?;

@@ -146,9 +146,10 @@ impl Journal {
     }
 
     /// Closes an epoch: one line that stays on the terminal.
-    pub(crate) fn epoch(&mut self, at: &Position, steps: usize) {
-        let mean = at.sums.first().map_or(0.0, |s| s / steps as f64);
-        let train = at.sums.last().map_or(0.0, |s| 100.0 * s / steps as f64);
+    pub(crate) fn epoch(&mut self, at: &Position) {
+        let steps = at.counted.max(1) as f64;
+        let mean = at.sums.first().map_or(0.0, |s| s / steps);
+        let train = at.sums.last().map_or(0.0, |s| 100.0 * s / steps);
         let eval = at.last.filter(|s| s.epoch == at.epoch);
         let test = eval.map_or(String::new(), |s| format!("  test top1 {:.2} %  loss {:.4}", 100.0 * s.top1, s.loss));
         let seconds = self.epoch_begin.elapsed().as_secs_f64();

@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod progress;
 pub mod recipe;
 pub mod recipe_parse;
+mod resume;
 pub mod schedule;
 mod session;
 pub mod signals;

@@ -1,6 +1,6 @@
 //! A run from its recipe: checks, sets, models, ranks; training, and what it came to.
 
-use crate::checkpoint::{CheckpointError, Checkpoints, Retention, Snapshot};
+use crate::checkpoint::{Checkpoints, Retention, Snapshot};
 use crate::disk::OsDisk;
 use crate::engine::{Engine, Sizes};
 use crate::error::TrainError;
@@ -24,7 +24,6 @@ use data::{BatchSpec, OnBad, Split, sample_hash};
 use graph::{Precision, Setting};
 use methods::{Ce, MethodSpec};
 use nets::NetworkSpec;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -71,15 +70,15 @@ pub struct Outcome {
 /// A run that can start: everything that can be checked before the first step has been.
 pub struct Session {
     pub recipe: Recipe,
-    text: String,
+    pub(crate) text: String,
     /// The resolved recipe with what the file did not set marked.
     annotated: String,
     pub model: Model,
     pub compile: Compile,
-    train_set: Arc<Set>,
+    pub(crate) train_set: Arc<Set>,
     eval_set: Arc<Set>,
     pub run_dir: PathBuf,
-    options: RunOptions,
+    pub(crate) options: RunOptions,
     /// Facts to print before the run starts.
     pub notes: Vec<String>,
 }
@@ -165,7 +164,7 @@ impl Session {
         ])
     }
 
-    fn threads(&self) -> usize {
+    pub(crate) fn threads(&self) -> usize {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let share = (cores / self.options.ranks.max(1)).max(1);
         if self.options.threads > 0 { self.options.threads } else { share }
@@ -232,19 +231,34 @@ impl Session {
         for teacher in &self.recipe.teacher {
             let Some(expected) = teacher.expect_top1 else { continue };
             let network = NetworkSpec::new(&teacher.name);
-            let recipe = Recipe { network, teacher: vec![], method: MethodSpec::Ce(Ce::default()), ..self.recipe.clone() };
+            let recipe =
+                Recipe { network, teacher: vec![], method: MethodSpec::Ce(Ce::default()), ..self.recipe.clone() };
             let model = Model::new(&recipe, self.model.setting.clone())?;
             let (train_set, eval_set) = (self.train_set.clone(), self.eval_set.clone());
             let (text, annotated, run_dir) = (String::new(), String::new(), PathBuf::new());
             let (compile, options) = (self.compile.clone(), self.options.clone());
-            let alone = Session { recipe, text, annotated, model, compile, train_set, eval_set, run_dir, options, notes: vec![] };
+            let alone = Session {
+                recipe,
+                text,
+                annotated,
+                model,
+                compile,
+                train_set,
+                eval_set,
+                run_dir,
+                options,
+                notes: vec![],
+            };
             let load = |engine: &mut Engine<f32>| {
                 load_module(&mut engine.executor, &engine.states, "student.", &teacher.weights).map(drop)
             };
             let split = if self.recipe.eval.split == "val" { Split::Val } else { Split::Test };
             let got = alone.evaluate(split, load)?.accuracy();
             if got < expected - 0.001 {
-                let reason = format!("expected top1 {expected} of the teacher {}, got {got:.4}; check its normalisation and classes", teacher.name);
+                let reason = format!(
+                    "expected top1 {expected} of the teacher {}, got {got:.4}; check its normalisation and classes",
+                    teacher.name
+                );
                 return Err(TrainError::Weights { path: teacher.weights.clone(), reason });
             }
         }
@@ -253,10 +267,12 @@ impl Session {
 
     /// Trains; resumes by itself where the run folder says so.
     pub fn train(&self) -> Result<Outcome, TrainError> {
-        if !self.recipe.stage.is_empty() {
-            return stages::run(&self.text, &self.recipe, &self.run_dir, &self.options);
-        }
         let signals = Signals::install().map_err(|source| self.io("cannot handle signals for", source))?;
+        if self.recipe.stage.is_empty() { self.train_under(&signals) } else { stages::run(self, &signals) }
+    }
+
+    /// Trains one stage.
+    pub(crate) fn train_under(&self, signals: &Signals) -> Result<Outcome, TrainError> {
         let begin = Instant::now();
         let resumed = self.resume()?;
         self.check_teachers()?;
@@ -265,9 +281,9 @@ impl Session {
         let resumed = resumed.as_ref();
         let ranks = self.options.ranks.max(1);
         let results = if self.recipe.train.precision == Precision::F64 {
-            self.run_ranks::<f64>(ranks, &signals, resumed)
+            self.run_ranks::<f64>(ranks, signals, resumed)
         } else {
-            self.run_ranks::<f32>(ranks, &signals, resumed)
+            self.run_ranks::<f32>(ranks, signals, resumed)
         };
         let (exit, position, degraded) = first_cause(results)?;
         Ok(Outcome {
@@ -351,7 +367,8 @@ impl Session {
         };
         if let Some(lead) = &trainer.lead {
             let groups = snapshot::groups(&trainer.engine, 0)?;
-            lead.checkpoints.check_space(groups.values().flat_map(|g| g.values()).map(|t| t.byte_len() as u64).sum())?;
+            lead.checkpoints
+                .check_space(groups.values().flat_map(|g| g.values()).map(|t| t.byte_len() as u64).sum())?;
         }
         let complete = trainer.position.epoch >= self.recipe.train.epochs;
         let exit = if complete { Exit::Done } else { trainer.run()? };
@@ -359,13 +376,13 @@ impl Session {
         Ok((exit, trainer.position, degraded))
     }
 
-    fn checkpoints(&self) -> Checkpoints {
+    pub(crate) fn checkpoints(&self) -> Checkpoints {
         let retention =
             Retention { keep_last: self.recipe.output.keep, keep_best: self.recipe.output.keep_best, every: None };
         Checkpoints::new(Arc::new(OsDisk), &self.run_dir, retention)
     }
 
-    fn run_state(&self, world: usize) -> RunState {
+    pub(crate) fn run_state(&self, world: usize) -> RunState {
         let dataset = self.train_set.loader.dataset();
         RunState {
             run_id: self.run_dir.display().to_string(),
@@ -378,83 +395,7 @@ impl Session {
         }
     }
 
-    /// The checkpoint to go on from. Damaged ones are reported on stderr; a run of another recipe or set is refused.
-    fn resume(&self) -> Result<Option<Snapshot>, TrainError> {
-        let checkpoints = self.checkpoints();
-        for warning in checkpoints.prepare()? {
-            warn(&warning);
-        }
-        let snapshot = match &self.options.resume {
-            Resume::From(folder) => {
-                let snapshot = checkpoints.load(folder)?;
-                checkpoints.set_aside_after(snapshot.run.step)?;
-                Some(snapshot)
-            }
-            Resume::Auto | Resume::Never => {
-                let loaded = checkpoints.load_newest()?;
-                for bad in &loaded.rejected {
-                    warn(&format!("checkpoint {} is not used: {}", bad.folder, bad.reason));
-                }
-                if let (None, Some(bad)) = (&loaded.snapshot, loaded.rejected.first()) {
-                    let reason = format!("no checkpoint is good; {}: {}; move the folder away to start anew", bad.folder, bad.reason);
-                    return Err(CheckpointError::Damaged { path: self.run_dir.clone(), reason }.into());
-                }
-                loaded.snapshot
-            }
-        };
-        // Lines of steps that will be done again, or were done before there was any checkpoint.
-        let metrics = self.run_dir.join("metrics.jsonl");
-        let cut = |step| crate::metrics::cut(&metrics, step).map_err(|e| self.io("cannot shorten metrics.jsonl in", e));
-        let Some(snapshot) = snapshot else { return cut(0).map(|_| None) };
-        let dir = self.run_dir.display();
-        if self.options.resume == Resume::Never {
-            return Err(TrainError::Setting(format!(
-                "{dir} holds a run already; give another folder with --run, or --resume auto"
-            )));
-        }
-        let own = self.run_state(1);
-        if snapshot.run.sample_hash != own.sample_hash {
-            return Err(TrainError::Setting(format!(
-                "{dir}: the run was trained on other samples (hash {}, now {}); give another folder with --run",
-                snapshot.run.sample_hash, own.sample_hash
-            )));
-        }
-        if !same_training(&snapshot.run.recipe, &self.text) {
-            return Err(TrainError::Setting(format!(
-                "{dir} holds a run of another recipe; compare {dir}/recipe.toml, or give another folder with --run"
-            )));
-        }
-        cut(snapshot.run.step)?;
-        Ok(Some(snapshot))
-    }
-
-    fn write_run_files(&self) -> Result<(), TrainError> {
-        let run = serde_json::json!({
-            "program": concat!("retort ", env!("CARGO_PKG_VERSION")),
-            "git": option_env!("RETORT_GIT_HASH"),
-            "device": "cpu",
-            "threads": self.threads(),
-            "ranks": self.options.ranks.max(1),
-            "classes": self.train_set.loader.dataset().classes(),
-            "image": self.model.setting.image,
-            "mean": self.train_set.stats.mean,
-            "std": self.train_set.stats.std,
-            "sample_hash": self.run_state(1).sample_hash,
-        });
-        // A program that is killed here, or a full disk, leaves the old file or the new one.
-        let write = |name: &str, text: &str| {
-            let (path, new) = (self.run_dir.join(name), self.run_dir.join(format!("{name}.tmp")));
-            if std::fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {
-                return Ok(());
-            }
-            let written = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &path));
-            written.map_err(|source| self.io("cannot write into", source))
-        };
-        write("recipe.toml", &self.text)?;
-        write("run.json", &format!("{run:#}\n"))
-    }
-
-    fn io(&self, action: &'static str, source: std::io::Error) -> TrainError {
+    pub(crate) fn io(&self, action: &'static str, source: std::io::Error) -> TrainError {
         TrainError::Io { action, path: self.run_dir.clone(), source }
     }
 }
@@ -479,21 +420,6 @@ fn first_cause(results: Vec<RankResult>) -> RankResult {
     }
 }
 
-/// Whether two resolved recipes train the same: how long, where to and how often to save may differ.
-fn same_training(a: &str, b: &str) -> bool {
-    let essence = |text: &str| {
-        let mut table: toml::Table = text.parse().ok()?;
-        for section in ["output", "eval"] {
-            table.remove(section);
-        }
-        for (section, key) in [("train", "max_steps"), ("data", "workers"), ("data", "folder")] {
-            table.get_mut(section).and_then(|s| s.as_table_mut()).map(|s| s.remove(key));
-        }
-        Some(table)
-    };
-    essence(a) == essence(b)
-}
-
 fn check_batches(recipe: &Recipe, ranks: usize) -> Result<(), TrainError> {
     let batch = recipe.train.global_batch;
     if recipe.train.micro_batch.is_none() && !batch.is_multiple_of(ranks) {
@@ -509,11 +435,6 @@ fn check_batches(recipe: &Recipe, ranks: usize) -> Result<(), TrainError> {
         )));
     }
     Ok(())
-}
-
-/// A remark on stderr, if that is still open.
-fn warn(text: &str) {
-    let _ = writeln!(std::io::stderr(), "warning: {text}");
 }
 
 fn plural(n: usize) -> &'static str {

@@ -17,6 +17,7 @@ use crate::error::TrainError;
 use crate::exit::Exit;
 use crate::recipe::Recipe;
 use crate::session::{Outcome, RunOptions, Session};
+use crate::signals::Signals;
 use std::path::Path;
 use toml::{Table, Value};
 
@@ -24,7 +25,8 @@ use toml::{Table, Value};
 const WEIGHTS: &str = "final.safetensors";
 
 /// Runs the stages in order; the outcome is that of the last, or of the first that was stopped.
-pub(crate) fn run(text: &str, recipe: &Recipe, run_dir: &Path, options: &RunOptions) -> Result<Outcome, TrainError> {
+pub(crate) fn run(session: &Session, signals: &Signals) -> Result<Outcome, TrainError> {
+    let Session { recipe, run_dir, options, text, .. } = session;
     let base = text.parse::<Table>().map_err(|e| TrainError::Setting(format!("the stored recipe: {e}")))?;
     let mut last = None;
     for (number, stage) in recipe.stage.iter().enumerate() {
@@ -36,7 +38,7 @@ pub(crate) fn run(text: &str, recipe: &Recipe, run_dir: &Path, options: &RunOpti
         resolve(&mut table, run_dir, &earlier)?;
         let loaded = Recipe::parse(table.to_string(), &folder.join("recipe.toml"), &[])?;
         let options = RunOptions { run_dir: Some(folder.clone()), stage: number as u8, ..options.clone() };
-        let outcome = Session::open(loaded, options)?.train()?;
+        let outcome = Session::open(loaded, options)?.train_under(signals)?;
         if outcome.exit != Exit::Done {
             return Ok(outcome);
         }

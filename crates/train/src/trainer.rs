@@ -33,6 +33,9 @@ pub(crate) struct Position {
     /// Sums over the steps of the epoch: loss, then each term (weighted), then each monitor.
     #[serde(deserialize_with = "nulls_are_nan")]
     pub sums: Vec<f64>,
+    /// Steps in `sums`: those that were not skipped.
+    #[serde(default)]
+    pub counted: usize,
     pub skipped: u64,
     pub last: Option<Score>,
     pub best: Option<Score>,
@@ -178,6 +181,7 @@ impl<T: Real> Trainer<'_, T> {
             .chain(values.monitors.iter().map(|m| m.1))
             .collect();
         if values.nonfinite.is_none() {
+            self.position.counted += 1;
             self.position.sums.resize(row.len(), 0.0);
             self.position.sums.iter_mut().zip(&row).for_each(|(s, v)| *s += v);
         }
@@ -206,11 +210,12 @@ impl<T: Real> Trainer<'_, T> {
             }
         }
         if let Some(lead) = &mut self.lead {
-            lead.journal.epoch(&self.position, self.feed.deal.steps());
+            lead.journal.epoch(&self.position);
         }
         self.position.epoch += 1;
         self.position.step = 0;
         self.position.sums.clear();
+        self.position.counted = 0;
         if !last && (epoch + 1).is_multiple_of(self.recipe.output.checkpoint_every.max(1)) {
             self.scheduled_save()?;
         }

@@ -1,0 +1,107 @@
+//! What a run folder holds when a run starts: the checkpoint to go on from, and the files that describe the run.
+
+use crate::checkpoint::{CheckpointError, Snapshot};
+use crate::error::TrainError;
+use crate::session::{Resume, Session};
+use std::io::Write;
+
+impl Session {
+    /// The checkpoint to go on from. Damaged ones are reported on stderr; a run of another recipe or set is refused.
+    pub(crate) fn resume(&self) -> Result<Option<Snapshot>, TrainError> {
+        let checkpoints = self.checkpoints();
+        for warning in checkpoints.prepare()? {
+            warn(&warning);
+        }
+        let snapshot = match &self.options.resume {
+            Resume::From(folder) => {
+                let snapshot = checkpoints.load(folder)?;
+                checkpoints.set_aside_after(snapshot.run.step)?;
+                Some(snapshot)
+            }
+            Resume::Auto | Resume::Never => {
+                let loaded = checkpoints.load_newest()?;
+                for bad in &loaded.rejected {
+                    warn(&format!("checkpoint {} is not used: {}", bad.folder, bad.reason));
+                }
+                if let (None, Some(bad)) = (&loaded.snapshot, loaded.rejected.first()) {
+                    let reason = format!(
+                        "no checkpoint is good; {}: {}; move the folder away to start anew",
+                        bad.folder, bad.reason
+                    );
+                    return Err(CheckpointError::Damaged { path: self.run_dir.clone(), reason }.into());
+                }
+                loaded.snapshot
+            }
+        };
+        // Lines of steps that will be done again, or were done before there was any checkpoint.
+        let metrics = self.run_dir.join("metrics.jsonl");
+        let cut = |step| crate::metrics::cut(&metrics, step).map_err(|e| self.io("cannot shorten metrics.jsonl in", e));
+        let Some(snapshot) = snapshot else { return cut(0).map(|_| None) };
+        let dir = self.run_dir.display();
+        if self.options.resume == Resume::Never {
+            return Err(TrainError::Setting(format!(
+                "{dir} holds a run already; give another folder with --run, or --resume auto"
+            )));
+        }
+        let own = self.run_state(1);
+        if snapshot.run.sample_hash != own.sample_hash {
+            return Err(TrainError::Setting(format!(
+                "{dir}: the run was trained on other samples (hash {}, now {}); give another folder with --run",
+                snapshot.run.sample_hash, own.sample_hash
+            )));
+        }
+        if !same_training(&snapshot.run.recipe, &self.text) {
+            return Err(TrainError::Setting(format!(
+                "{dir} holds a run of another recipe; compare {dir}/recipe.toml, or give another folder with --run"
+            )));
+        }
+        cut(snapshot.run.step)?;
+        Ok(Some(snapshot))
+    }
+
+    pub(crate) fn write_run_files(&self) -> Result<(), TrainError> {
+        let run = serde_json::json!({
+            "program": concat!("retort ", env!("CARGO_PKG_VERSION")),
+            "git": option_env!("RETORT_GIT_HASH"),
+            "device": "cpu",
+            "threads": self.threads(),
+            "ranks": self.options.ranks.max(1),
+            "classes": self.train_set.loader.dataset().classes(),
+            "image": self.model.setting.image,
+            "mean": self.train_set.stats.mean,
+            "std": self.train_set.stats.std,
+            "sample_hash": self.run_state(1).sample_hash,
+        });
+        // A program that is killed here, or a full disk, leaves the old file or the new one.
+        let write = |name: &str, text: &str| {
+            let (path, new) = (self.run_dir.join(name), self.run_dir.join(format!("{name}.tmp")));
+            if std::fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {
+                return Ok(());
+            }
+            let written = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &path));
+            written.map_err(|source| self.io("cannot write into", source))
+        };
+        write("recipe.toml", &self.text)?;
+        write("run.json", &format!("{run:#}\n"))
+    }
+}
+
+/// Whether two resolved recipes train the same: how long, where to and how often to save may differ.
+fn same_training(a: &str, b: &str) -> bool {
+    let essence = |text: &str| {
+        let mut table: toml::Table = text.parse().ok()?;
+        for section in ["output", "eval"] {
+            table.remove(section);
+        }
+        for (section, key) in [("train", "max_steps"), ("data", "workers"), ("data", "folder")] {
+            table.get_mut(section).and_then(|s| s.as_table_mut()).map(|s| s.remove(key));
+        }
+        Some(table)
+    };
+    essence(a) == essence(b)
+}
+
+/// A remark on stderr, if that is still open.
+fn warn(text: &str) {
+    let _ = writeln!(std::io::stderr(), "warning: {text}");
+}
