@@ -12,10 +12,10 @@ use thiserror::Error;
 /// A buffer that is overwritten while it is still needed, read before it was written, or outside its arena: a bug in a
 /// pass.
 #[derive(Debug, Error)]
-#[error("plan: {path} ({op}): {value} at {arena:?}+{offset}: expected {expected}, found {found}")]
+#[error("plan: {by}: {value} at {arena:?}+{offset}: expected {expected}, found {found}")]
 pub struct CheckError {
-    pub path: String,
-    pub op: &'static str,
+    /// The path and the op of the reader or writer.
+    pub by: String,
     pub value: String,
     pub arena: Arena,
     pub offset: usize,
@@ -27,9 +27,6 @@ pub struct CheckError {
 type Tag = (ValueId, usize);
 /// What holds once micro-batches are summed.
 const SUMMED: usize = usize::MAX;
-
-/// Who reads.
-type Reader<'a> = (&'a str, &'static str);
 
 struct Memory<'a> {
     plan: &'a Plan,
@@ -122,9 +119,10 @@ impl Memory<'_> {
         Ok(())
     }
 
-    fn error(&self, by: Reader<'_>, arg: &Arg, expected: String, found: String) -> CheckError {
-        let (value, path, op) = (self.plan.graph.name(arg.value), by.0.to_string(), by.1);
-        CheckError { path, op, value, arena: arg.loc.arena, offset: arg.loc.offset, expected, found }
+    fn error(&self, by: (&str, &str), arg: &Arg, expected: String, found: String) -> CheckError {
+        let (by, value, Loc { arena, offset }) =
+            (format!("{} ({})", by.0, by.1), self.plan.graph.name(arg.value), arg.loc);
+        CheckError { by, value, arena, offset, expected, found }
     }
 
     fn write(&mut self, arg: &Arg, tag: Tag, micro: usize) {
@@ -146,7 +144,7 @@ impl Memory<'_> {
         }
     }
 
-    fn read(&self, by: Reader<'_>, arg: &Arg, micro: usize) -> Result<(), CheckError> {
+    fn read(&self, by: (&str, &str), arg: &Arg, micro: usize) -> Result<(), CheckError> {
         if arg.loc.arena == Arena::State {
             return Ok(()); // states hold the last commit, whoever made it
         }

@@ -7,7 +7,7 @@ use crate::fuse_frozen::written_states;
 use crate::live::live_bytes;
 use crate::place::Storage;
 use crate::step::StepGraph;
-use graph::{Graph, Node, Op, Section, Source, ValueId};
+use graph::{Graph, Op, Section, Source, ValueId};
 use std::collections::HashSet;
 
 pub fn order(step: &StepGraph, storage: Storage) -> StepGraph {
@@ -17,7 +17,13 @@ pub fn order(step: &StepGraph, storage: Storage) -> StepGraph {
     }
     let as_built = step.graph.clone();
     let early: Vec<bool> = frozen.iter().map(|f| !f).collect();
-    let [early, late] = [&early, &frozen].map(|behind| as_built.with_nodes(moved_back(&as_built, behind)));
+    // These nodes behind the others of their place; `with_nodes` pulls each forward to its first reader.
+    let moved = |behind: &[bool]| {
+        let mut nodes: Vec<_> = behind.iter().zip(as_built.nodes.iter().cloned()).collect();
+        nodes.sort_by_key(|(late, node)| (node.place, **late));
+        as_built.with_nodes(nodes.into_iter().map(|n| n.1).collect())
+    };
+    let (early, late) = (moved(&early), moved(&frozen));
     let best = [as_built, early, late].into_iter().min_by_key(|g| peak_bytes(g, step, storage));
     StepGraph { graph: best.unwrap_or_else(|| step.graph.clone()), phases: step.phases.clone() }
 }
@@ -52,11 +58,4 @@ fn frozen_nodes(graph: &Graph) -> Vec<bool> {
         frozen[i] = node.place.section == Section::Body && flags == [false, true];
     }
     frozen
-}
-
-/// These nodes behind the others of their place; `with_nodes` pulls each forward to its first reader.
-fn moved_back(graph: &Graph, behind: &[bool]) -> Vec<Node> {
-    let mut nodes: Vec<(bool, Node)> = behind.iter().copied().zip(graph.nodes.iter().cloned()).collect();
-    nodes.sort_by_key(|(late, node)| (node.place, *late));
-    nodes.into_iter().map(|(_, node)| node).collect()
 }

@@ -20,7 +20,7 @@ struct Placed {
 }
 
 fn placed(seed: u64) -> Placed {
-    let fusion = if seed % 3 == 0 { Fusion::Off } else { Fusion::Full };
+    let fusion = if seed.is_multiple_of(3) { Fusion::Off } else { Fusion::Full };
     let options = options(fusion);
     let step = plan::optimize(&plan::differentiate(&random_step(seed)), &options.optimizer, true);
     let step = plan::order(&plan::fuse(&step, fusion), Storage::CpuF64);
@@ -80,7 +80,7 @@ impl Placed {
             host.chain(phase.norm.into_iter().flatten()).for_each(|v| to[self.root(v).0 as usize] = end);
         }
         let mut lives = Vec::new();
-        for i in 0..graph.values.len() {
+        for (i, &last_read) in to.iter().enumerate() {
             let value = ValueId(i as u32);
             let from = match graph.value(value).source {
                 Source::Node(n, _) if self.root(value) == value => n.0 as usize,
@@ -89,9 +89,9 @@ impl Placed {
             };
             let Some(loc) = self.loc(value).filter(|l| l.arena != Arena::State) else { continue };
             let (first, last) = match loc.arena {
-                Arena::Work => (from, to[i].max(from)),
+                Arena::Work => (from, last_read.max(from)),
                 // Summed or carried over all bodies of the phase, read by its update.
-                Arena::Reduce | Arena::Carry => (self.phase_of(from).0, self.phase_of(from).1.max(to[i])),
+                Arena::Reduce | Arena::Carry => (self.phase_of(from).0, self.phase_of(from).1.max(last_read)),
                 Arena::State | Arena::Batch | Arena::Prepared => (0, end),
             };
             lives.push(Life { value, loc, bytes: self.bytes(value), from: first, to: last });

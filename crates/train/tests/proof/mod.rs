@@ -8,23 +8,23 @@ use tensor::{HostTensor, Shape};
 use train::engine::{Engine, Micro, Sizes, StepInputs, StepValues};
 use train::step::{Compile, Model};
 
-pub const SIDE: usize = 8;
+pub(crate) const SIDE: usize = 8;
 const CLASSES: usize = 4;
 const SAMPLES: usize = 96;
 
-pub type States = BTreeMap<String, Vec<f64>>;
-pub type Make<'a> = &'a (dyn Fn() -> Box<dyn Method> + Sync);
+pub(crate) type States = BTreeMap<String, Vec<f64>>;
+pub(crate) type Make<'a> = &'a (dyn Fn() -> Box<dyn Method> + Sync);
 
 #[derive(Clone, Copy)]
-pub struct Run<'a> {
-    pub ranks: usize,
-    pub micro: usize,
+pub(crate) struct Run<'a> {
+    pub(crate) ranks: usize,
+    pub(crate) micro: usize,
     /// Units of each step.
-    pub units: &'a [usize],
-    pub lr: f64,
-    pub reproducible: bool,
+    pub(crate) units: &'a [usize],
+    pub(crate) lr: f64,
+    pub(crate) reproducible: bool,
     /// States to begin with.
-    pub start: Option<&'a States>,
+    pub(crate) start: Option<&'a States>,
 }
 
 impl Default for Run<'_> {
@@ -34,18 +34,18 @@ impl Default for Run<'_> {
 }
 
 #[derive(Debug)]
-pub struct Result {
-    pub values: Vec<StepValues>,
-    pub states: States,
+pub(crate) struct Result {
+    pub(crate) values: Vec<StepValues>,
+    pub(crate) states: States,
 }
 
 /// States whose names begin so.
-pub fn states_of<'a>(result: &'a Result, prefix: &'a str) -> impl Iterator<Item = (&'a String, &'a Vec<f64>)> {
+pub(crate) fn states_of<'a>(result: &'a Result, prefix: &'a str) -> impl Iterator<Item = (&'a String, &'a Vec<f64>)> {
     result.states.iter().filter(move |(name, _)| name.starts_with(prefix))
 }
 
 /// Samples of a step: distinct within a step, coming back in later ones.
-pub fn samples(step: usize, units: usize) -> Vec<i32> {
+pub(crate) fn samples(step: usize, units: usize) -> Vec<i32> {
     (0..units).map(|i| ((step * 17 + i * 3) % SAMPLES) as i32).collect()
 }
 
@@ -161,7 +161,7 @@ fn tiny() -> Box<dyn Network> {
 }
 
 /// Runs the steps; with several ranks, asserts that all end with the same values and states.
-pub fn run(_: &crate::Tiny, make: Make<'_>, run: &Run<'_>) -> Result {
+pub(crate) fn run(_: &crate::Tiny, make: Make<'_>, run: &Run<'_>) -> Result {
     if run.ranks == 1 {
         return rank_main(run, tiny, make, Box::new(Solo::default()));
     }
@@ -178,7 +178,7 @@ pub fn run(_: &crate::Tiny, make: Make<'_>, run: &Run<'_>) -> Result {
 }
 
 /// Logits of the evaluation head, after adding to every element of a state.
-pub fn logits(_: &crate::Tiny, make: Make<'_>, change: Option<(&str, f64)>) -> Vec<f64> {
+pub(crate) fn logits(_: &crate::Tiny, make: Make<'_>, change: Option<(&str, f64)>) -> Vec<f64> {
     let model = model(tiny, make);
     let sizes = Sizes { full: [4, 0], others: vec![], leaves: 1, eval_batch: 4, threads: 1, reproducible: true };
     let mut engine = Engine::<f32>::new(&model, &compile(4), &sizes, Box::new(Solo::default())).unwrap();
