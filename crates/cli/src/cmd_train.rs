@@ -26,7 +26,7 @@ with 143, Ctrl-C with 130; a second TERM or Ctrl-C ends at once.";
 pub(crate) struct TrainArgs {
     /// The recipe, a TOML file
     recipe: PathBuf,
-    /// Run folder [default: the recipe's output.folder, else runs/<recipe>]
+    /// Run folder [default: the recipe's output.folder, else runs/ and the name of the recipe]
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
     /// What computes

@@ -196,7 +196,7 @@ impl Default for EvalSection {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OutputSection {
-    /// Run folder. Default runs/<recipe>.
+    /// Run folder. Default `runs/` and the name of the recipe.
     pub folder: Option<PathBuf>,
     /// Epochs between checkpoints. Default 1; there is always one at the end.
     pub checkpoint_every: usize,

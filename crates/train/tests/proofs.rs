@@ -170,7 +170,9 @@ impl Method for OwnHead {
     }
 }
 
-fn all() -> Vec<(&'static str, Box<dyn Fn() -> Box<dyn Method> + Sync>)> {
+type Make = Box<dyn Fn() -> Box<dyn Method> + Sync>;
+
+fn all() -> Vec<(&'static str, Make)> {
     vec![
         ("two phases", Box::new(|| Box::new(TwoPhases { phases: 2 }))),
         ("two views", Box::new(|| Box::new(TwoViews { grouped: true }))),
