@@ -219,6 +219,15 @@ impl Journal {
         self.degraded |= !self.metrics.sink.sync();
     }
 
+    /// The page that sums the run up.
+    pub(crate) fn report(&mut self, recipe: &str) {
+        let run = self.ledger.parent().unwrap_or(Path::new("."));
+        if let Err(why) = crate::report::write(run, recipe) {
+            self.degraded = true;
+            self.message(&format!("warning: report.html not written: {why}"));
+        }
+    }
+
     pub(crate) fn finish(&mut self) {
         self.sync();
         if let Some(warning) = self.metrics.sink.take_warning() {

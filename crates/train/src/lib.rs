@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod progress;
 pub mod recipe;
 pub mod recipe_parse;
+mod report;
 mod resume;
 pub mod schedule;
 mod session;

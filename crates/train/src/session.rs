@@ -353,6 +353,11 @@ impl Session {
             Lead { checkpoints: self.checkpoints(), journal, signals, run: self.run_state(rank.world) }
         });
         let (base_lr, _) = self.recipe.optimizer.base_lr(self.recipe.train.global_batch);
+        let log = self.run_dir.join("logs").join(format!("{}.jsonl", rank.rank));
+        std::fs::create_dir_all(self.run_dir.join("logs"))
+            .map_err(|source| self.io("cannot create logs in", source))?;
+        crate::metrics::cut(&log, resumed.map_or(0, |r| r.run.step))
+            .map_err(|e| self.io("cannot shorten a log in", e))?;
         let mut trainer = Trainer {
             recipe: &self.recipe,
             recipe_text: &self.text,
@@ -363,6 +368,7 @@ impl Session {
             base_lr,
             position,
             bad: known_bad(&self.run_dir),
+            log: crate::metrics::MetricsLog::append_to(&log),
             lead,
         };
         if let Some(lead) = &trainer.lead {

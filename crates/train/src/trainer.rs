@@ -8,6 +8,7 @@ use crate::exit::Exit;
 use crate::feed::{Feed, Set, StepBatches};
 use crate::journal::Journal;
 use crate::manifest::RunState;
+use crate::metrics::{Kind, MetricsLog};
 use crate::recipe::{OnNonfinite, Recipe};
 use crate::schedule::{Moment, ramp};
 use crate::signals::{Request, Signals};
@@ -72,6 +73,8 @@ pub(crate) struct Trainer<'a, T> {
     pub position: Position,
     /// Samples that could not be read so far, by index.
     pub bad: BTreeSet<usize>,
+    /// `logs/<rank>.jsonl`: what this rank itself saw.
+    pub log: MetricsLog,
     /// Of rank 0.
     pub lead: Option<Lead<'a>>,
 }
@@ -188,6 +191,14 @@ impl<T: Real> Trainer<'_, T> {
         let before = Moment { step: self.position.step - 1, ..self.moment(steps) };
         let lr = self.recipe.schedule.lr(self.base_lr, before);
         let waited = self.feed.waited();
+        if self.position.global_step.is_multiple_of(self.recipe.output.log_every.max(1)) {
+            let fields = [
+                ("epoch".to_string(), self.position.epoch.into()),
+                ("loss".to_string(), values.loss.into()),
+                ("data_wait_s".to_string(), waited.as_secs_f64().into()),
+            ];
+            self.log.write(self.position.global_step, Kind::Step, &fields.into_iter().collect());
+        }
         if let Some(lead) = &mut self.lead {
             lead.journal.step(&self.position, values, crate::journal::Pace { lr, steps_per_s: pace, steps, waited });
         }
@@ -272,6 +283,7 @@ impl<T: Real> Trainer<'_, T> {
         let saved = self.save()?;
         if let Some(lead) = &mut self.lead {
             lead.journal.finish();
+            lead.journal.report(self.recipe_text);
             if !saved {
                 let newest = lead.checkpoints.load_newest().ok().and_then(|l| l.snapshot).map(|s| s.run.step);
                 let newest = newest.map_or("none".to_string(), |s| format!("step-{s}"));

@@ -156,7 +156,8 @@ fn in_f32(name: &str) {
 }
 
 /// Networks that take long in f64 are not run unfused too; their families are, by others.
-const LARGE: [&str; 5] = ["resnet32x4", "cifar_resnet18", "cifar_resnet34", "cifar_resnet50", "imagenet_resnet34"];
+const LARGE: [&str; 6] =
+    ["resnet110", "resnet32x4", "cifar_resnet18", "cifar_resnet34", "cifar_resnet50", "imagenet_resnet34"];
 
 macro_rules! networks {
     ($($name:ident)*) => {
@@ -178,8 +179,8 @@ macro_rules! networks {
 }
 
 networks! {
-    cifar_resnet18 cifar_resnet34 cifar_resnet50 imagenet_resnet18 imagenet_resnet34 imagenet_resnet50 resnet14 resnet20
-    resnet32x4 resnet8 resnet8x4 wrn_16_1 wrn_16_2 wrn_40_1
+    cifar_resnet18 cifar_resnet34 cifar_resnet50 imagenet_resnet18 imagenet_resnet34 imagenet_resnet50 resnet110 resnet14 resnet20
+    resnet32 resnet32x4 resnet44 resnet56 resnet8 resnet8x4 wrn_16_1 wrn_16_2 wrn_40_1 wrn_40_2
 }
 
 #[test]
