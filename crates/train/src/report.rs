@@ -55,7 +55,7 @@ fn chart(title: &str, all: &[Series]) -> String {
         let path: Vec<String> = values.iter().map(at).collect();
         let _ = write!(out, "<polyline fill=\"none\" stroke=\"#246\" points=\"{}\"/>", path.join(" "));
     }
-    let _ = write!(out, "<text x=\"2\" y=\"18\">{y1:.4}</text><text x=\"2\" y=\"212\">{y0:.4}</text></svg>\n");
+    let _ = writeln!(out, "<text x=\"2\" y=\"18\">{y1:.4}</text><text x=\"2\" y=\"212\">{y0:.4}</text></svg>");
     out
 }
 

@@ -137,6 +137,7 @@ impl Session {
         let feed = self.feed(Rank { rank: 0, world: ranks })?;
         let [h, w, c] = self.model.setting.image;
         let (_, rule) = self.recipe.optimizer.base_lr(self.recipe.train.global_batch);
+        let tf32 = if self.recipe.train.precision == Precision::Tf32 { ", tf32 computed as f32" } else { "" };
         Ok(vec![
             format!(
                 "data: {} training and {} {} images of {h}x{w}x{c}, {} classes, sample hash {:016x}",
