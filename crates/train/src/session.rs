@@ -157,7 +157,7 @@ impl Session {
             )
             .replace("a epoch", "an epoch"),
             format!(
-                "device: CPU, {ranks} rank{}, {} thread{} each",
+                "device: CPU, {ranks} rank{}, {} thread{} each{tf32}",
                 plural(ranks),
                 self.threads(),
                 plural(self.threads())
