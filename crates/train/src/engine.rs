@@ -6,7 +6,7 @@ use crate::step::{Compile, Model};
 use crate::tree::Tree;
 use comm::Communicator;
 use cpu::{Executor, Real, Scalars};
-use graph::{Divisor, SlotId, ValueId, Weight};
+use graph::{SlotId, ValueId, Weight};
 use plan::{Plan, StateTable};
 use std::collections::HashMap;
 use tensor::HostTensor;
@@ -304,7 +304,7 @@ fn read_values<T: Real>(executor: &Executor<T>, plan: &Plan, phase: usize, scala
         into.terms.push((term.name.clone(), weighted, plain));
     }
     for monitor in &phase.losses.monitors {
-        let by = scalars.divisor(Divisor { ..monitor.divisor }).max(1.0);
+        let by = scalars.divisor(monitor.divisor).max(1.0);
         into.monitors.push((monitor.name.clone(), read(monitor.value, 0) / by));
     }
     if let Some([norm, _]) = phase.norm {
