@@ -53,11 +53,39 @@ def gce_pair(z, pair, q):
     return ((1 - p ** q) / q).mean()
 
 
+def deviation_temperature(z, c):
+    """c·(unbiased deviation + 1e-8) of each row: the guard is for equal logits."""
+    return c * (z.std(1, keepdim=True) + 1e-8)
+
+
 def norm_kd(t, s, c):
-    """Temperatures c·(unbiased deviation of the row) on both sides; the student's carries gradient."""
-    tau_t, tau_s = c * t.std(1, keepdim=True), c * s.std(1, keepdim=True)
+    """Temperatures by deviation on both sides; the student's carries gradient."""
+    tau_t, tau_s = deviation_temperature(t, c), deviation_temperature(s, c)
     log_q, log_p = torch.log_softmax(t / tau_t, 1), torch.log_softmax(s / tau_s, 1)
     return (tau_t.squeeze(1) ** 2 * (log_q.exp() * (log_q - log_p)).sum(1)).mean()
+
+
+def ce_mixed(z, label, other, lam):
+    """λ on one label, 1 - λ on the other; a negative label contributes nothing."""
+    log_p = torch.log_softmax(z, 1)
+
+    def part(label):
+        picked = log_p.gather(1, label.long().clamp(min=0).view(-1, 1)).squeeze(1)
+        return -torch.where(label >= 0, picked, 0.0)
+
+    return (lam * part(label) + (1 - lam) * part(other)).mean()
+
+
+def kl_given(q, z, temperature):
+    """Rows of probabilities against softmax(z / T), 0 log 0 being 0; without T²."""
+    return F.kl_div(torch.log_softmax(z / temperature, 1), q, reduction="none").sum(1)
+
+
+def one_minus_pearson(z, t, dim):
+    """1 - correlation of softmax(z) and softmax(t) along an axis, 1e-8 in the denominator."""
+    a, b = torch.softmax(z, 1), torch.softmax(t, 1)
+    a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
+    return 1 - (a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + 1e-8)
 
 
 def ips(a, b, label, temperature, alpha, mode):
@@ -116,6 +144,41 @@ def cross_entropies(out):
     torch.testing.assert_close(made["out.loss"], F.cross_entropy(made["in.logits"], target))
 
 
+def targets(out):
+    """Cross-entropies and KL against the other kinds of targets."""
+    k = 7
+    d = Draw(seed_of("ce_mixed"))
+    inputs = {"logits": 3 * d.normal(6, k), "label": d.ints(k, 6), "other": d.ints(k, 6), "lambda": torch.tensor(0.3, dtype=F64)}
+    inputs["other"][0] = inputs["label"][0]  # the same class twice
+    inputs["label"][1] = inputs["other"][2] = inputs["label"][3] = inputs["other"][3] = -1
+    case(out, "ce_mixed", {"loss": "ce_mixed", "detached": ["lambda"]}, inputs,
+         lambda t: {"loss": ce_mixed(t["logits"], t["label"], t["other"], t["lambda"])})
+
+    d = Draw(seed_of("ce_smoothed_t20"))
+    attr = {"loss": "ce_smoothed", "temperature": 20.0, "on": 0.9, "off": 0.1 / (k - 1)}
+    case(out, "ce_smoothed_t20", attr, {"logits": 9 * d.normal(5, k), "label": d.ints(k, 5)},
+         lambda t: {"loss": ce_soft(t["logits"] / 20, smoothed_target(t["label"], k, attr["on"], attr["off"]))})
+
+    d = Draw(seed_of("ce_logits_t4"))
+    case(out, "ce_logits_t4", {"loss": "ce_logits", "temperature": 4.0, "detached": ["target"]}, {"logits": 3 * d.normal(5, k), "target": 3 * d.normal(5, k)},
+         lambda t: {"loss": ce_soft(t["logits"] / 4, torch.softmax(t["target"] / 4, 1))})
+
+    d = Draw(seed_of("kl_probabilities"))
+    q = torch.softmax(2 * d.normal(5, k), 1)
+    q[0] = F.one_hot(torch.tensor(3), k)  # zero probabilities
+    case(out, "kl_probabilities", {"loss": "kl_probabilities", "temperature": 4.0, "detached": ["target"]}, {"logits": 3 * d.normal(5, k), "target": q},
+         lambda t: {"loss": kl_given(t["target"], t["logits"], 4.0).mean()})
+
+    # The second softmax over a smoothed label (Tf-KD reg), a smoothed label, a hard one.
+    classes = 100
+    on, off = (float(x) for x in torch.softmax(torch.tensor([0.99] + [0.01 / 99] * 99, dtype=F64) / 20, 0)[:2])
+    assert (round(on, 6), round(off, 6)) == (0.010502, 0.009995)
+    for name, k, on, off, temperature in [("kl_label_tfkd", classes, on, off, 1.0), ("kl_label_smoothed", 7, 0.9, 0.1 / 6, 2.0), ("kl_label_hard", 7, 1.0, 0.0, 1.0)]:
+        d = Draw(seed_of(name))
+        case(out, name, {"loss": "kl_label", "temperature": temperature, "on": on, "off": off}, {"logits": 3 * d.normal(4, k), "label": d.ints(k, 4)},
+             lambda t: {"loss": kl_given(smoothed_target(t["label"], k, on, off), t["logits"], temperature).mean()})
+
+
 def distillation(out):
     for name, b, k, temperature, scale in [("kl_t4", 5, 7, 4.0, 3.0), ("kl_t1", 3, 10, 1.0, 3.0), ("kl_wide", 2, 103, 4.0, 3.0),
                                            ("kl_large", 3, 9, 1.0, 200.0)]:
@@ -143,6 +206,33 @@ def distillation(out):
         off = 1 - torch.softmax(t / temperature, 1).gather(1, label.long().view(-1, 1)).squeeze(1)
         torch.testing.assert_close(kl_rows(t, s, temperature), target + off * rest, rtol=1e-12, atol=1e-14)
 
+    # Rows where the teacher is sure, and padding; divided by all rows.
+    name, threshold, temperature = "dkd_masked", 0.8, 4.0
+    inputs = pair(name, 12, 7)
+    inputs["label"][torch.softmax(inputs["teacher"], 1).max(1).values.argmax()] = -1  # a sure one
+    def masked(t):
+        keep = (torch.softmax(t["teacher"], 1).max(1).values >= threshold) & (t["label"] >= 0)
+        assert 2 < keep.sum() < 9
+        rows = dkd_rows(t["teacher"], t["student"], t["label"].clamp(min=0), temperature)
+        target, rest = (temperature ** 2 * torch.where(keep, row, 0.0).mean() for row in rows)
+        return {"loss": target + 8.0 * rest, "tckd": target, "nckd": rest}
+    case(out, name, {"loss": "dkd", "temperature": temperature, "alpha": 1.0, "beta": 8.0, "threshold": threshold, "detached": ["teacher"]}, inputs, masked)
+
+    name, c = "norm_dkd", 2.0
+    def norm_dkd(t):
+        tau_t, tau_s = deviation_temperature(t["teacher"], c), deviation_temperature(t["student"], c)
+        rows = dkd_rows(t["teacher"] / tau_t, t["student"] / tau_s, t["label"], 1.0)
+        target, rest = ((tau_t.squeeze(1) ** 2 * row).mean() for row in rows)
+        return {"loss": 7.0 * target + 2.0 * rest, "tckd": target, "nckd": rest}
+    case(out, name, {"loss": "norm_dkd", "c": c, "alpha": 7.0, "beta": 2.0, "detached": ["teacher"]}, pair(name, 5, 7), norm_dkd)
+
+    for name, b, k, over in [("dist_rows", 5, 7, "batch"), ("dist_columns", 5, 7, "channel"), ("dist_rows_wide", 3, 103, "batch"),
+                             ("dist_columns_pair", 2, 10, "channel")]:
+        inputs = pair(name, b, k)
+        del inputs["label"]
+        case(out, name, {"loss": "correlation", "over": over, "detached": ["teacher"]}, inputs,
+             lambda t: {"loss": one_minus_pearson(t["student"], t["teacher"], 1 if over == "batch" else 0).mean()}, 1e-11)
+
     for name, c, b, k in [("norm_kd", 2.0, 5, 7), ("norm_kd_c1", 1.0, 3, 10)]:
         case(out, name, {"loss": "norm_kd", "c": c, "detached": ["teacher"]}, pair(name, b, k),
              lambda t: {"loss": norm_kd(t["teacher"], t["student"], c)})
@@ -158,10 +248,13 @@ def others(out):
         d = Draw(seed_of(name))
         made = case(out, name, {"loss": "mse"}, {"a": d.normal(*shape), "b": d.normal(*shape)}, lambda t: {"loss": (t["a"] - t["b"]).pow(2).mean()})
         torch.testing.assert_close(made["out.loss"].detach(), F.mse_loss(made["in.a"], made["in.b"]))
-    for name, scale in [("bce", 3.0), ("bce_large", 800.0)]:
-        d = Draw(seed_of(name))
-        case(out, name, {"loss": "bce", "detached": ["target"]}, {"logits": scale * d.normal(5, 4), "target": d.uniform(5, 4)},
-             lambda t: {"loss": F.binary_cross_entropy_with_logits(t["logits"], t["target"])})
+    case(out, "mean_square", {"loss": "mean_square"}, {"a": Draw(seed_of("mean_square")).normal(3, 5)}, lambda t: {"loss": t["a"].pow(2).mean()})
+    # One class is true: sum over classes of the binary cross-entropy, mean over rows.
+    for name, scale, true in [("bce", 3.0, 0), ("bce_large", 800.0, 3)]:
+        target = torch.zeros(5, 4, dtype=F64)
+        target[:, true] = 1
+        case(out, name, {"loss": "bce", "class": true}, {"logits": scale * Draw(seed_of(name)).normal(5, 4)},
+             lambda t: {"loss": F.binary_cross_entropy_with_logits(t["logits"], target, reduction="none").sum(1).mean()})
 
 
 # Values of the formulas at 2 sin(0.37 i + 0.5) and 2 sin(0.37 i + 1.7), to 9 digits: a change of this script is caught here.
@@ -193,5 +286,5 @@ def patch_swap(out):
 
 
 def main(out):
-    for part in (cross_entropies, distillation, others, patch_swap):
+    for part in (cross_entropies, targets, distillation, others, patch_swap):
         part(out)

@@ -229,6 +229,54 @@ def patch_swap(out):
              lambda t: {"y": swap(t["x"], t["mask"], m)})
 
 
+def boxes(out):
+    """CutMix and erasing. A box is (top, left, bottom, right), the last two exclusive, clipped to the image; an empty one does nothing."""
+    for name, shape, box in [("paste_box", (4, 6, 7, 3), (1, 2, 4, 7)), ("paste_box_clipped", (3, 5, 4, 1), (-2, 2, 3, 9)),
+                             ("paste_box_empty", (2, 3, 3, 3), (1, 1, 1, 3))]:
+        x = Draw(seed_of(name)).normal(*shape)
+        permutation = torch.tensor([2, 1, 0, 0][:shape[0]] if shape[0] > 2 else [1, 0], dtype=torch.int32)
+        y = x.clone()
+        top, left, bottom, right = (max(v, 0) for v in box)
+        y[:, top:bottom, left:right] = x[permutation.long()][:, top:bottom, left:right]
+        save(out, f"ops/{name}", {"in.x": x, "in.permutation": permutation, "in.box": torch.tensor(box, dtype=torch.int32), "out.y": y},
+             {"op": "paste_box"}, 0, seed_of(name), [__file__])
+    for name, shape in [("erase_boxes", (5, 6, 7, 3)), ("erase_boxes_grey", (5, 6, 7, 1))]:
+        x = Draw(seed_of(name)).normal(*shape)
+        rows = [(1, 2, 4, 5), (-3, 4, 2, 40), (0, 0, 6, 7), (3, 3, 3, 6), (5, 6, 2, 7)]  # inside, clipped, whole, empty twice
+        fill = [0.5071, -0.25, 2.0]
+        y = x.clone()
+        for image, box in zip(y, rows):
+            top, left, bottom, right = (max(v, 0) for v in box)
+            image[top:bottom, left:right] = torch.tensor(fill[:shape[3]], dtype=F64)
+        save(out, f"ops/{name}", {"in.x": x, "in.boxes": torch.tensor(rows, dtype=torch.int32), "out.y": y},
+             {"op": "erase_boxes", "fill": fill}, 0, seed_of(name), [__file__])
+
+
+def top_k(out):
+    """Classes of the largest logits; of equal ones the lower class first."""
+    for name, b, k, first in [("top_k", 7, 10, 2), ("top_k_ties", 12, 8, 5), ("top_k_all", 3, 4, 4)]:
+        x = Draw(seed_of(name)).normal(b, k)
+        if name.endswith("ties"):
+            x = x.round()
+        order = torch.sort(x, dim=1, descending=True, stable=True).indices[:, :first]
+        save(out, f"ops/{name}", {"in.x": x, "out.y": order.to(torch.int32)}, {"op": "top_k", "k": first}, 0, seed_of(name), [__file__])
+
+
+def neighbour_targets(out):
+    """Q = (1 - w)(I - w W)^-1 softmax(z / T), W the row softmax of cosine similarities without the diagonal."""
+    for name, n, d, k, omega, temperature in [("neighbour_targets", 6, 9, 7, 0.5, 4.0), ("neighbour_targets_w09", 16, 5, 10, 0.9, 4.0),
+                                              ("neighbour_targets_pair", 2, 3, 4, 0.5, 1.0)]:
+        draw = Draw(seed_of(name))
+        f, z = draw.normal(n, d), 3 * draw.normal(n, k)
+        unit = F.normalize(f, dim=1)
+        w = torch.softmax((unit @ unit.T).masked_fill(torch.eye(n, dtype=torch.bool), -torch.inf), 1)
+        p = torch.softmax(z / temperature, 1)
+        q = (1 - omega) * torch.linalg.solve(torch.eye(n, dtype=F64) - omega * w, p)
+        torch.testing.assert_close(q, omega * w @ q + (1 - omega) * p, rtol=1e-13, atol=1e-15)
+        save(out, f"ops/{name}", {"in.features": f, "in.logits": z, "out.y": q},
+             {"op": "neighbour_targets", "omega": omega, "temperature": temperature}, 1e-12, seed_of(name), [__file__])
+
+
 def image_input(out):
     """Zero pixels outside, crop at (row, column) of the padded image, then flip, / 255, normalise. No gradient."""
     stats = {"mean": [0.5071, 0.4867, 0.4408], "std": [0.2675, 0.2565, 0.2761]}
@@ -318,5 +366,6 @@ def optimizers(out):
 
 
 def main(out):
-    for part in (convs, linears, bns, elementwise, pools, rows_and_channels, patch_swap, image_input, softmaxes, correct, optimizers):
+    for part in (convs, linears, bns, elementwise, pools, rows_and_channels, patch_swap, boxes, image_input, softmaxes, correct, top_k,
+                 neighbour_targets, optimizers):
         part(out)

@@ -6,9 +6,9 @@
 //! 2 × multiply-adds × 3, less the first layer's input gradient. Without `--python` only our side runs.
 
 use clap::Parser;
-use graph::{Precision, Setting};
 use plan::{Fusion, OptimizerArgs, Options, Storage};
 use serde_json::{Value, json};
+use spec::{Precision, Setting};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -55,9 +55,9 @@ struct Ours {
 
 impl Ours {
     fn new(net: &str, args: &Args) -> Ours {
-        let setting = Setting { classes: CLASSES, image: [SIDE, SIDE, 3], samples: args.batch, epochs: 1 };
+        let setting = Setting::new(CLASSES, [SIDE, SIDE, 3], args.batch, 1);
         let method = Box::new(methods::Ce::default());
-        let spec = graph::Method::spec(method.as_ref(), &setting).expect("plain cross-entropy fits every run");
+        let spec = spec::Method::spec(method.as_ref(), &setting).expect("plain cross-entropy fits every run");
         let student = nets::NetworkSpec::new(net).build(CLASSES).unwrap_or_else(|e| panic!("{e}"));
         let model = Model { method, spec, setting, student, teachers: vec![], precision: Precision::F32 };
         let optimizer = OptimizerArgs { nesterov: true, ..OptimizerArgs::default() };

@@ -1,7 +1,7 @@
 //! Flags that several commands share, and how they become edits of the recipe.
 
 use crate::error::CliError;
-use crate::{cmd_eval, cmd_export, cmd_import, cmd_pack, cmd_plan, cmd_predict, cmd_train};
+use crate::{cmd_eval, cmd_export, cmd_import, cmd_pack, cmd_plan, cmd_predict, cmd_step, cmd_train};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
 use train::recipe::Recipe;
@@ -23,6 +23,7 @@ pub(crate) enum Command {
     Train(cmd_train::TrainArgs),
     Eval(cmd_eval::EvalArgs),
     Plan(cmd_plan::PlanArgs),
+    Step(cmd_step::StepArgs),
     Pack(cmd_pack::PackArgs),
     Import(cmd_import::ImportArgs),
     Export(cmd_export::ExportArgs),

@@ -9,6 +9,7 @@ mod cmd_import;
 mod cmd_pack;
 mod cmd_plan;
 mod cmd_predict;
+mod cmd_step;
 mod cmd_train;
 mod error;
 mod exit_code;
@@ -52,6 +53,7 @@ fn run(command: &Command, terminal: &Terminal) -> Result<Exit, CliError> {
         Command::Train(args) => cmd_train::run(args, terminal),
         Command::Eval(args) => cmd_eval::run(args, terminal),
         Command::Plan(args) => cmd_plan::run(args, terminal),
+        Command::Step(args) => cmd_step::run(args, terminal),
         Command::Pack(args) => cmd_pack::run(args, terminal),
         Command::Import(args) => cmd_import::run(args, terminal),
         Command::Export(args) => cmd_export::run(args, terminal),

@@ -5,7 +5,7 @@
 //! vectorises; arrays of neighbours or interleaved constants make it shuffle instead.
 
 use crate::io::{Io, Real};
-use graph::{Binary, Unary, Weight};
+use graph::{Binary, Divisor, Unary, Weight};
 use rayon::prelude::*;
 
 /// Elements of a block: a few operands of it fit L2.
@@ -173,6 +173,30 @@ pub(crate) fn binary<T: Real>(io: &mut Io<'_>, kind: Binary) {
 pub(crate) fn scale<T: Real>(io: &mut Io<'_>, weight: Weight) {
     let (x, weight) = (io.real::<T>(0), T::of(io.scalars.weight(weight)));
     map(io.out(), [x], |[x]| weight * x);
+}
+
+/// a, [b] → Σ (a − b)² / divisor; b is zero where absent.
+pub(crate) fn squared_error<T: Real>(io: &mut Io<'_>, divisor: Divisor) {
+    let square = |d: T| d.to_f64() * d.to_f64();
+    let total = match io.inputs.len() {
+        1 => sum([io.real::<T>(0)], |[a]| square(a)),
+        _ => sum([io.real::<T>(0), io.real(1)], |[a, b]| square(a - b)),
+    };
+    let value = total / io.scalars.divisor(divisor);
+    io.out()[0] = T::of(value);
+}
+
+/// a, [b] → 2 weight (a − b) / divisor.
+pub(crate) fn squared_error_grad<T: Real>(io: &mut Io<'_>, divisor: Divisor, weight: Weight) {
+    let factor = T::of(2.0 * io.scalars.weight(weight) / io.scalars.divisor(divisor));
+    let a = io.real::<T>(0);
+    match io.inputs.len() {
+        1 => map(io.out(), [a], |[a]| factor * a),
+        _ => {
+            let b = io.real(1);
+            map(io.out(), [a, b], |[a, b]| factor * (a - b));
+        }
+    }
 }
 
 /// x [..,c] + bias [c].

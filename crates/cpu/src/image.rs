@@ -1,4 +1,4 @@
-//! Images: crop, flip, normalise 8-bit pixels; exchange of patches between the images of a pair.
+//! Images: crop, flip, normalise 8-bit pixels; patches exchanged within pairs, boxes pasted and erased.
 
 use crate::elementwise::for_blocks;
 use crate::io::{Io, Real};
@@ -94,6 +94,45 @@ pub(crate) fn patch_swap<T: Real>(io: &mut Io<'_>, cell: usize) {
                 let part = columns.start * c..columns.end * c;
                 out[part.clone()].copy_from_slice(&source[part]);
             }
+        }
+    });
+}
+
+/// The rows and columns of a box (top, left, bottom, right; the last two exclusive) that lie in an image.
+fn clipped(cut: &[i32], h: usize, w: usize) -> [Range<usize>; 2] {
+    let inside = |from: i32, to: i32, size: usize| {
+        let [from, to] = [from, to].map(|x| usize::try_from(x).unwrap_or(0).min(size));
+        from..to.max(from)
+    };
+    [inside(cut[0], cut[2], h), inside(cut[1], cut[3], w)]
+}
+
+/// image [n,h,w,c], permutation [n], box [4] → image with the box taken from image[permutation].
+pub(crate) fn paste_box<T: Real>(io: &mut Io<'_>) {
+    let (x, permutation) = (io.real::<T>(0), io.inputs[1].i32());
+    let [h, w, c] = std::array::from_fn(|i| io.dims(0)[i + 1]);
+    let [rows, columns] = clipped(io.inputs[2].i32(), h, w);
+    let size = h * w * c;
+    for_blocks(io.out::<T>(), size.max(1), |i, out| {
+        out.copy_from_slice(&x[i * size..][..size]);
+        for row in rows.clone() {
+            let part = (row * w + columns.start) * c..(row * w + columns.end) * c;
+            out[part.clone()].copy_from_slice(&x[permutation[i] as usize * size..][part]);
+        }
+    });
+}
+
+/// image [n,h,w,c], boxes [n,4] → image with the box of each row filled; a grey image takes the first value.
+pub(crate) fn erase_boxes<T: Real>(io: &mut Io<'_>, fill: [f64; 3]) {
+    let (x, boxes, fill) = (io.real::<T>(0), io.inputs[1].i32(), fill.map(T::of));
+    let [h, w, c] = std::array::from_fn(|i| io.dims(0)[i + 1]);
+    let size = h * w * c;
+    for_blocks(io.out::<T>(), size.max(1), |i, out| {
+        out.copy_from_slice(&x[i * size..][..size]);
+        let [rows, columns] = clipped(&boxes[4 * i..][..4], h, w);
+        for row in rows {
+            let part = &mut out[(row * w + columns.start) * c..(row * w + columns.end) * c];
+            part.chunks_exact_mut(c).for_each(|pixel| pixel.iter_mut().zip(fill).for_each(|(x, fill)| *x = fill));
         }
     });
 }

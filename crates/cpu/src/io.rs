@@ -19,6 +19,7 @@ where
     fn sqrt(self) -> Self;
     fn exp(self) -> Self;
     fn ln(self) -> Self;
+    fn ln_1p(self) -> Self;
     fn is_finite(self) -> bool;
     fn is_nan(self) -> bool;
     /// The value after a store to bf16 and a load back.
@@ -51,6 +52,10 @@ macro_rules! real {
             #[inline(always)]
             fn ln(self) -> $t {
                 self.ln()
+            }
+            #[inline(always)]
+            fn ln_1p(self) -> $t {
+                self.ln_1p()
             }
             #[inline(always)]
             fn is_finite(self) -> bool {
@@ -130,6 +135,11 @@ pub struct Output<'a> {
 impl Output<'_> {
     pub fn real<T: Real>(&mut self) -> &mut [T] {
         let len = self.shape.elements() * size_of::<T>();
+        bytemuck::cast_slice_mut(&mut self.bytes[..len])
+    }
+
+    pub fn i32(&mut self) -> &mut [i32] {
+        let len = self.shape.elements() * 4;
         bytemuck::cast_slice_mut(&mut self.bytes[..len])
     }
 

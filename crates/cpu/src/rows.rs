@@ -1,6 +1,6 @@
 //! Rows and channels moved about: concat, slice, gather, scatter, mix. Copies work on values of any dtype.
 
-use crate::elementwise::{for_blocks, map};
+use crate::elementwise::{block_rows, for_blocks, map};
 use crate::io::{Io, Real};
 use graph::Axis;
 
@@ -60,6 +60,18 @@ pub(crate) fn gather<T: Real>(io: &mut Io<'_>) {
             }
         }
     }
+}
+
+/// x [..,c] → y[.., i] = x[.., (i mod g)(c/g) + i div g], g the groups.
+pub(crate) fn shuffle<T: Real>(io: &mut Io<'_>, groups: usize) {
+    let (x, c) = (io.real::<T>(0), io.outputs[0].shape[io.outputs[0].shape.rank() - 1]);
+    let from: Vec<usize> = (0..c).map(|i| i % groups * (c / groups) + i / groups).collect();
+    let size = block_rows(c) * c;
+    for_blocks(io.out::<T>(), size.max(1), |i, out| {
+        for (out, x) in out.chunks_exact_mut(c).zip(x[i * size..].chunks_exact(c)) {
+            out.iter_mut().zip(&from).for_each(|(out, &from)| *out = x[from]);
+        }
+    });
 }
 
 /// dy, index → rows added in the order of the index.

@@ -2,7 +2,7 @@
 
 use crate::elementwise::map_in_place;
 use crate::io::{Io, Real};
-use crate::{bn, elementwise, image, linear, pool, row_loss, rows, update};
+use crate::{bn, correlation, elementwise, image, linear, neighbours, pool, rank, row_loss, rows, update};
 use graph::Op;
 use tensor::Dtype;
 
@@ -15,10 +15,13 @@ pub(crate) fn run<T: Real>(op: &Op, io: &mut Io<'_>) {
         Op::ImageSwap { image, cell } => image::input::<T>(io, image, Some(*cell)),
         Op::MixRows => rows::mix::<T>(io),
         Op::MixRowsGrad => rows::mix_grad::<T>(io),
+        Op::PasteBox => image::paste_box::<T>(io),
+        Op::EraseBoxes { fill } => image::erase_boxes::<T>(io, *fill),
         Op::Concat { axis } => rows::concat::<T>(io, *axis),
         Op::Slice { axis, start, len: _ } => rows::slice::<T>(io, *axis, *start),
         Op::Unslice { axis, start, total: _ } => rows::unslice::<T>(io, *axis, *start),
         Op::GatherRows => rows::gather::<T>(io),
+        Op::ChannelShuffle { groups } => rows::shuffle::<T>(io, *groups),
         Op::ScatterAddRows { rows: _ } => rows::scatter_add::<T>(io),
         Op::Conv(args) => linear::conv::<T>(io, *args, false),
         Op::ConvDgrad { conv, hw: _ } => linear::dgrad::<T>(io, *conv),
@@ -47,12 +50,16 @@ pub(crate) fn run<T: Real>(op: &Op, io: &mut Io<'_>) {
         Op::GlobalAvgPoolGrad { hw } => pool::global_grad::<T>(io, *hw),
         Op::Softmax { temperature } => row_loss::softmax::<T>(io, *temperature),
         Op::RollingRows { rows: _ } => rows::rolling::<T>(io),
+        Op::TopK { k } => rank::top_k::<T>(io, *k),
+        Op::NeighbourTargets { omega, temperature } => neighbours::targets::<T>(io, *omega, *temperature),
+        Op::Correlation { over, divisor } => correlation::value::<T>(io, *over, *divisor),
+        Op::CorrelationGrad { over, divisor, weight } => correlation::gradient::<T>(io, *over, *divisor, *weight),
         Op::RowLoss(term) => row_loss::value::<T>(io, *term),
         Op::RowLossGrad { term, side, weight } => row_loss::gradient::<T>(io, *term, *side, *weight),
         Op::RowLosses(table) => row_loss::table::<T>(io, table),
-        Op::SquaredError { divisor } => row_loss::squared_error::<T>(io, *divisor),
-        Op::SquaredErrorGrad { divisor, weight } => row_loss::squared_error_grad::<T>(io, *divisor, *weight),
-        Op::Correct { k } => row_loss::correct::<T>(io, *k),
+        Op::SquaredError { divisor } => elementwise::squared_error::<T>(io, *divisor),
+        Op::SquaredErrorGrad { divisor, weight } => elementwise::squared_error_grad::<T>(io, *divisor, *weight),
+        Op::Correct { k } => rank::correct::<T>(io, *k),
         Op::GradNorm { grads } => update::grad_norm::<T>(io, *grads),
         Op::Accumulate => elementwise::accumulate::<T>(io),
         Op::Sgd(args) => update::sgd::<T>(io, args),

@@ -27,10 +27,10 @@ pub enum Augment {
 }
 
 impl Augment {
-    /// Largest crop offset, if crops are drawn.
-    pub(crate) fn crop_range(&self) -> Option<u32> {
+    /// The padding, if crops of padded images are drawn: offsets are in 0..=2·pad.
+    pub(crate) fn pad(&self) -> Option<usize> {
         match *self {
-            Augment::PadCrop { pad } | Augment::PadCropFlip { pad } => Some(2 * pad as u32 + 1),
+            Augment::PadCrop { pad } | Augment::PadCropFlip { pad } => Some(pad),
             _ => None,
         }
     }
@@ -68,6 +68,23 @@ impl Augment {
                 "{self:?} is out of range; expected sides up to {}, crop ≤ resize, 0 < scale ≤ 1, 0 < ratio, each from low to high",
                 limits::SIDE
             ))),
+        }
+    }
+}
+
+/// The part of the zero-padded image that begins at `origin` (row, column) and has the image's size.
+pub(crate) fn pad_crop(image: &RawImage, pad: usize, origin: [usize; 2], out: &mut [u8]) {
+    let [row, column] = origin;
+    let stride = image.width * image.channels;
+    // Columns that are inside the image, in the output and from their first one in the image.
+    let (first, end) = (pad.saturating_sub(column), (image.width + pad).saturating_sub(column).min(image.width));
+    for (y, line) in out.chunks_exact_mut(stride).enumerate() {
+        line.fill(0);
+        let inside = (y + row).checked_sub(pad).filter(|&y| y < image.height);
+        if let (Some(y), true) = (inside, first < end) {
+            let from = y * stride + (first + column - pad) * image.channels;
+            let bytes = (end - first) * image.channels;
+            line[first * image.channels..][..bytes].copy_from_slice(&image.pixels[from..][..bytes]);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What every data set offers: labelled 8-bit images by index.
+//! What every data set offers: labelled 8-bit images, or feature vectors, by index.
 
 use crate::error::DataError;
 
@@ -62,7 +62,7 @@ pub struct Meta {
     pub name: String,
     /// Class names; a label is an index into them.
     pub classes: Vec<String>,
-    /// 1 or 3, for every image.
+    /// 1 or 3, for every image; the length of feature vectors.
     pub channels: usize,
     /// `[height, width]` where all images share it.
     pub size: Option<[usize; 2]>,
@@ -75,6 +75,10 @@ pub trait Dataset: Send + Sync {
     fn meta(&self) -> &Meta;
     /// Reads image `index` into `image`. Any error makes it a bad sample.
     fn read(&self, index: usize, image: &mut RawImage) -> Result<(), DataError>;
+    /// Feature vector `index`, where the set holds those instead of images: an image [1,1,channels] of floats, which `read` refuses.
+    fn floats(&self, _index: usize) -> Option<&[f32]> {
+        None
+    }
     /// Where image `index` comes from, for messages: a path or a record.
     fn place(&self, index: usize) -> String;
     /// The image file's bytes as stored, where there is one (JPEG or PNG); `pack` can keep them.

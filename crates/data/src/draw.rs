@@ -35,6 +35,12 @@ impl Purpose {
     pub const HOLDOUT: Purpose = Purpose(7);
     /// Order inside a class for partitioned pairs; slot = class.
     pub const PARTITION: Purpose = Purpose(8);
+    /// Operators and magnitudes of a strong view.
+    pub const OPERATORS: Purpose = Purpose(9);
+    /// Cutout of a strong view.
+    pub const CUTOUT: Purpose = Purpose(10);
+    /// Box of CutMix; slot = number of the micro-batch.
+    pub const CUT_BOX: Purpose = Purpose(11);
 
     /// Purpose of a draw that a method names: 0x8000 | low 15 bits of the name's CRC32. Independent of the order of draws.
     pub fn named(name: &str) -> Purpose {

@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use fast_image_resize::Resizer;
 
-use crate::augment::{Augment, random_box, resize_box, resize_center_crop};
+use crate::augment::{Augment, pad_crop, random_box, resize_box, resize_center_crop};
 use crate::batch::{BadSample, Batch, BatchSpec, DrawData, OnBad};
 use crate::dataset::{Dataset, RawImage};
 use crate::deal::Micro;
-use crate::draw::{EpochKey, Purpose};
+use crate::draw::{EpochKey, Purpose, Stream};
 use crate::error::DataError;
+use crate::named;
+use crate::operators::Canvas;
 use crate::sampler::{ClassLists, Epoch};
+use crate::strong::StrongView;
 
 /// Tries to replace a bad sample before the run ends.
 const SUBSTITUTE_TRIES: usize = 8;
@@ -27,6 +30,32 @@ pub struct Loader {
 struct Workspace {
     image: RawImage,
     resizer: Resizer,
+    scratch: Vec<u8>,
+}
+
+/// A row of a batch: where its numbers come from, and whether it is a strong view.
+#[derive(Clone, Copy)]
+struct Row {
+    number: usize,
+    key: EpochKey,
+    slot: u32,
+    role: u8,
+    strong: bool,
+}
+
+impl Row {
+    fn stream(&self, purpose: Purpose) -> Stream {
+        self.key.stream(purpose, self.slot, self.role)
+    }
+
+    fn crop(&self, pad: usize) -> [usize; 2] {
+        let mut stream = self.stream(Purpose::CROP);
+        [(); 2].map(|()| stream.below(2 * pad as u32 + 1) as usize)
+    }
+
+    fn flip(&self) -> bool {
+        self.stream(Purpose::FLIP).bernoulli(0.5)
+    }
 }
 
 /// The image that stands in a row: its index, and whether its pixels are in the workspace.
@@ -40,8 +69,8 @@ struct Held {
 impl Loader {
     /// Checks the settings against the set.
     pub fn new(dataset: Arc<dyn Dataset>, spec: BatchSpec) -> Result<Loader, DataError> {
-        spec.check()?;
         let size = spec.augment.output_size(dataset.size())?;
+        named::check(&spec.draws, size)?;
         Ok(Loader { dataset, spec, size })
     }
 
@@ -59,7 +88,7 @@ impl Loader {
         let (mut batch, units) = self.empty(epoch, micro);
         let sampler = epoch.sampler();
         let image_bytes: usize = self.image_shape().iter().product();
-        let mut work = Workspace { image: RawImage::default(), resizer: Resizer::new() };
+        let mut work = Workspace { image: RawImage::default(), resizer: Resizer::new(), scratch: Vec::new() };
         for unit in 0..micro.units as usize {
             let slot = micro.first_slot + unit as u32;
             let mut held: Option<Held> = None;
@@ -70,26 +99,19 @@ impl Loader {
                     _ => self.fetch(epoch, asked, &mut work.image, &mut batch.bad)?,
                 };
                 held = Some(image);
-                let row = sampler.row(units, unit, role);
+                let strong = self.spec.views.get(sampler.view(role)) == Some(&spec::Augment::Strong);
+                let number = sampler.row(units, unit, role);
+                let row = Row { number, key: epoch.key(), slot, role: role as u8, strong };
                 let label = self.dataset.label(image.index as usize) as i32;
                 batch.labels[unit] = label;
-                batch.row_labels[row] = label;
-                batch.index[row] = image.index as i32;
-                let key = |purpose| epoch.key().stream(purpose, slot, role as u8);
+                batch.row_labels[number] = label;
+                batch.index[number] = image.index as i32;
                 if image.good {
-                    batch.weight[row] = 1.0;
-                    let out = &mut batch.images[row * image_bytes..][..image_bytes];
-                    self.render(&mut work, || key(Purpose::RESIZED_CROP), out);
+                    batch.weight[number] = 1.0;
+                    let out = &mut batch.images[number * image_bytes..][..image_bytes];
+                    self.render(&mut work, &row, out);
                 }
-                if let Some(DrawData::I32(crop)) = batch.draws.get_mut("crop") {
-                    let (range, mut stream) =
-                        (self.spec.augment.crop_range().expect("crops are drawn"), key(Purpose::CROP));
-                    crop[2 * row] = stream.below(range) as i32;
-                    crop[2 * row + 1] = stream.below(range) as i32;
-                }
-                if let Some(DrawData::I32(flip)) = batch.draws.get_mut("flip") {
-                    flip[row] = i32::from(key(Purpose::FLIP).bernoulli(0.5));
-                }
+                self.leave_to_step(&row, &mut batch);
             }
         }
         Ok(batch)
@@ -100,7 +122,7 @@ impl Loader {
         let units = self.spec.pad_units.max(micro.units as usize);
         let rows = units * epoch.sampler().images_per_unit();
         let [height, width, channels] = self.image_shape();
-        let named = self.spec.draws.iter().map(|d| (d.name.clone(), d.draw(epoch.key(), micro, units)));
+        let named = self.spec.draws.iter().map(|d| (d.name.clone(), named::values(d, epoch.key(), micro, units)));
         let mut batch = Batch {
             micro: *micro,
             images: vec![0; rows * height * width * channels],
@@ -112,7 +134,7 @@ impl Loader {
             draws: named.collect(),
             bad: Vec::new(),
         };
-        if self.spec.augment.crop_range().is_some() {
+        if self.spec.augment.pad().is_some() {
             batch.draws.insert("crop".into(), DrawData::I32(vec![0; 2 * rows]));
         }
         if self.spec.augment.flips() {
@@ -163,16 +185,39 @@ impl Loader {
         self.dataset.read(index as usize, image)
     }
 
+    /// What is left to the step: where it crops and whether it flips.
+    fn leave_to_step(&self, row: &Row, batch: &mut Batch) {
+        if let (Some(pad), Some(DrawData::I32(crop))) = (self.spec.augment.pad(), batch.draws.get_mut("crop")) {
+            let origin = if row.strong { [pad; 2] } else { row.crop(pad) };
+            crop[2 * row.number..][..2].copy_from_slice(&origin.map(|v| v as i32));
+        }
+        if let Some(DrawData::I32(flip)) = batch.draws.get_mut("flip") {
+            flip[row.number] = i32::from(!row.strong && row.flip());
+        }
+    }
+
     /// Pixels of the image in the workspace as the batch holds them, into `out`.
-    fn render(&self, work: &mut Workspace, stream: impl Fn() -> crate::draw::Stream, out: &mut [u8]) {
+    fn render(&self, work: &mut Workspace, row: &Row, out: &mut [u8]) {
         let image = &work.image;
         match self.spec.augment {
+            Augment::PadCrop { pad } | Augment::PadCropFlip { pad } if row.strong => {
+                pad_crop(image, pad, row.crop(pad), out);
+            }
             Augment::None | Augment::PadCrop { .. } | Augment::PadCropFlip { .. } => out.copy_from_slice(&image.pixels),
             Augment::RandomResizedCropFlip { scale, ratio, .. } => {
-                let part = random_box(&mut stream(), [image.height, image.width], scale, ratio);
+                let size = [image.height, image.width];
+                let part = random_box(&mut row.stream(Purpose::RESIZED_CROP), size, scale, ratio);
                 resize_box(image, part, self.size, out, &mut work.resizer);
             }
             Augment::ResizeCenterCrop { resize, size } => resize_center_crop(image, resize, size, out),
+        }
+        if row.strong {
+            let [height, width] = self.size;
+            let mut canvas = Canvas { height, width, channels: image.channels, pixels: out };
+            if self.spec.augment.flips() && row.flip() {
+                canvas.mirror();
+            }
+            StrongView::draw(row.key, row.slot, row.role, self.size).apply(&mut canvas, &mut work.scratch);
         }
     }
 }

@@ -5,20 +5,11 @@
 
 use std::sync::Arc;
 
+use spec::PairRule;
+
 use crate::dataset::Dataset;
 use crate::draw::{EpochKey, Purpose};
 use crate::error::DataError;
-
-/// How partners are chosen. A class of one image pairs it with itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PairRule {
-    /// Uniformly from the class, with replacement; the anchor itself may be drawn.
-    WithSelf,
-    /// From the class without the anchor, without replacement where the class is large enough.
-    WithoutSelf,
-    /// Each class is shuffled and neighbours are paired: every image once an epoch; an odd one pairs with a random one.
-    Partition,
-}
 
 /// What the units of an epoch are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +32,11 @@ impl Sampler {
             Sampler::Views { views } => views,
             Sampler::Pairs { partners, .. } => 1 + partners,
         }
+    }
+
+    /// View that an image of a unit belongs to: anchor and partners are one view.
+    pub fn view(&self, role: usize) -> usize {
+        if let Sampler::Views { .. } = self { role } else { 0 }
     }
 
     /// Row of an image in a micro-batch of `units`: views one after the other ([view 0…, view 1…]), or all anchors, then the

@@ -4,6 +4,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use common::{Memory, epoch, error, key, labels, spec};
 use data::{
@@ -89,11 +90,42 @@ fn crops_and_flips_are_drawn_per_image() {
 #[test]
 fn views_share_the_image_and_not_the_draws() {
     let sampler = Sampler::Views { views: 2 };
-    let got = batch(Memory::new(&labels(), 1, [4, 4]), spec(Augment::PadCropFlip { pad: 2 }), sampler, micro(0, 0, 20));
+    let set = Memory::new(&labels(), 1, [4, 4]);
+    let reads = set.reads.clone();
+    let got = batch(set, spec(Augment::PadCropFlip { pad: 2 }), sampler, micro(0, 0, 20));
+    assert_eq!(reads.load(Ordering::Relaxed), 20);
     assert_eq!(got.index[..20], got.index[20..]);
     assert_eq!(got.images[..320], got.images[320..]);
     let crop = i32s(&got, "crop");
     assert_ne!(crop[..40], crop[40..]);
+}
+
+/// Image 17 is alone in its class, so that its partners are itself: four rows, one decode.
+#[test]
+fn a_pair_of_one_image_is_read_once() {
+    let sampler = Sampler::Pairs { rule: PairRule::WithoutSelf, partners: 3 };
+    let set = Memory::new(&labels(), 1, [4, 4]);
+    let slot = (0..41).find(|&slot| epoch(&set, sampler, 1).members(slot)[0] == 17).unwrap();
+    let reads = set.reads.clone();
+    let got = batch(set, spec(Augment::None), sampler, micro(0, slot, 1));
+    assert_eq!((got.index, reads.load(Ordering::Relaxed)), (vec![17; 4], 1));
+}
+
+/// IdentityBatch with three extra images: all anchors, then the partners grouped by anchor.
+#[test]
+fn identity_batch_of_three_partners() {
+    let sampler = Sampler::Pairs { rule: PairRule::WithoutSelf, partners: 3 };
+    let set = || Memory::new(&labels(), 1, [4, 4]);
+    let order = epoch(&set(), sampler, 1);
+    let got = batch(set(), spec(Augment::PadCropFlip { pad: 4 }), sampler, micro(0, 3, 5));
+    assert_eq!((got.shape, got.labels.len()), ([20, 4, 4, 1], 5));
+    for unit in 0..5 {
+        let rows = [vec![unit], (5 + 3 * unit..8 + 3 * unit).collect()].concat();
+        let index: Vec<u32> = rows.iter().map(|&row| got.index[row] as u32).collect();
+        assert_eq!(index, order.members(3 + unit as u32));
+        assert!(rows.iter().all(|&row| got.row_labels[row] == got.labels[unit]));
+        assert!(rows.iter().all(|&row| got.images[row * 16..][..16] == set().image(got.index[row] as usize).pixels));
+    }
 }
 
 fn masked(gate: f64, rule: CellRule, units: u32) -> Batch {
@@ -144,7 +176,7 @@ fn micro_batch_draws_are_keyed_by_its_number() {
     order.sort_unstable();
     assert_eq!(order, (0..10).collect::<Vec<_>>());
     let expected = EpochKey { ..key(1) }.stream(Purpose::named("mix"), 3, 0).beta(0.2, 0.2) as f32;
-    assert_eq!(first.draws["mix"], DrawData::F32(vec![expected]));
+    assert_eq!(first.draws["mix"], DrawData::F32(expected));
 }
 
 #[test]
@@ -229,11 +261,23 @@ fn wrong_settings_are_refused() {
     assert!(check(0, crop([0.5, 1.0], [1.0, f64::NAN])).contains("out of range"));
     assert!(check(0, with(vec![draw("crop", DrawKind::Permutation)])).contains("belongs to the augmentation"));
     assert!(check(0, with(vec![draw("a", DrawKind::Permutation), draw("a", DrawKind::Permutation)])).contains("taken"));
-    assert!(check(0, with(vec![mask(16, 1.5, CellRule::Count(3))])).contains("gate"));
-    assert!(check(0, with(vec![mask(16, 0.5, CellRule::Count(17))])).contains("16 cells"));
-    assert!(check(0, with(vec![mask(1, 0.5, CellRule::UniformCount)])).contains("1 cells"));
-    assert!(check(0, with(vec![mask(0, 0.5, CellRule::Probability(0.5))])).contains("0 cells"));
-    assert!(check(0, with(vec![draw("l", DrawKind::Lambda { alpha: -1.0 })])).contains("negative"));
+    for wrong in [
+        mask(16, 1.5, CellRule::Count(3)),
+        mask(16, 0.5, CellRule::Count(17)),
+        mask(1, 0.5, CellRule::UniformCount),
+        mask(0, 0.5, CellRule::Probability(0.5)),
+        draw("l", DrawKind::Lambda { alpha: -1.0 }),
+        draw("b", DrawKind::CutBox { alpha: f64::NAN, size: [4, 4] }),
+        draw("b", DrawKind::CutBox { alpha: 1.0, size: [4, 5] }),
+        draw("s", DrawKind::CutShare { alpha: f64::INFINITY, size: [4, 4] }),
+        draw("c", DrawKind::Cutout { side: 5, size: [4, 4] }),
+        draw("c", DrawKind::Cutout { side: 1, size: [4, 4] }),
+        draw("e", DrawKind::Erase { p: 1.5, size: [4, 4] }),
+        draw("e", DrawKind::Erase { p: 0.5, size: [0, 4] }),
+    ] {
+        let message = check(0, with(vec![wrong.clone()]));
+        assert!(message.contains(&format!("draw \"{}\"", wrong.name)) && message.contains("out of range"), "{message}");
+    }
 }
 
 /// A run of two ranks or one yields the same micro-batches, whatever the threads.

@@ -40,6 +40,9 @@ fn purposes_are_pinned() {
         Purpose::SUBSTITUTE,
         Purpose::HOLDOUT,
         Purpose::PARTITION,
+        Purpose::OPERATORS,
+        Purpose::CUTOUT,
+        Purpose::CUT_BOX,
     ];
     for (number, purpose) in (1..).zip(fixed) {
         assert_eq!(first(purpose), philox4x32_10([0, 0, 0, number], [0, 0])[0]);

@@ -85,6 +85,21 @@ fn several_partners_are_distinct_where_the_class_allows() {
     }
 }
 
+/// Three of the four others, each set of three and each place as often as any other.
+#[test]
+fn several_partners_are_uniform() {
+    let set = Memory::new(&[0; 5], 1, [1, 1]);
+    let mut counts = std::collections::BTreeMap::new();
+    for number in 0..2400 {
+        let epoch = epoch(&set, Sampler::Pairs { rule: PairRule::WithoutSelf, partners: 3 }, number);
+        let unit = (0..5).map(|slot| epoch.members(slot)).find(|unit| unit[0] == 2).unwrap();
+        *counts.entry(unit[1..].to_vec()).or_insert(0) += 1;
+    }
+    // 24 ordered choices, 100 ± 9.8 each.
+    assert_eq!(counts.len(), 24);
+    assert!(counts.iter().all(|(unit, n)| !unit.contains(&2) && (*n - 100_i32).abs() < 40), "{counts:?}");
+}
+
 #[test]
 fn a_partition_takes_every_image_once() {
     let labels = labels();

@@ -23,7 +23,8 @@ impl Builder {
         self.phase.set(phase);
     }
 
-    pub(crate) fn phase(&self) -> u32 {
+    /// The phase that new nodes belong to now.
+    pub fn phase(&self) -> u32 {
         self.phase.get()
     }
 
@@ -35,7 +36,8 @@ impl Builder {
         self.graph.into_inner()
     }
 
-    pub(crate) fn edit<T>(&self, change: impl FnOnce(&mut Graph) -> T) -> T {
+    /// Changes the graph directly: for what no expression says.
+    pub fn edit<T>(&self, change: impl FnOnce(&mut Graph) -> T) -> T {
         change(&mut self.graph.borrow_mut())
     }
 
@@ -48,8 +50,9 @@ impl Builder {
         self.expr(self.edit(|g| g.read(state)))
     }
 
+    /// Appends a node of the body. Panics, naming the node, when the op does not take the inputs.
     #[track_caller]
-    pub(crate) fn push(&self, op: Op, inputs: &[Expr<'_>], path: &str) -> Vec<Expr<'_>> {
+    pub fn push(&self, op: Op, inputs: &[Expr<'_>], path: &str) -> Vec<Expr<'_>> {
         let place = Place { phase: self.phase.get(), section: Section::Body };
         let ids: Vec<_> = inputs.iter().map(|e| e.id).collect();
         let out = self.edit(|g| g.push(op, &ids, path, place));
@@ -183,6 +186,44 @@ impl<'g> Expr<'g> {
         self.op(Op::PatchSwap { cell }, &[mask])
     }
 
+    /// Image rows with a box taken from image[permutation].
+    #[track_caller]
+    pub fn paste_box(self, permutation: Expr<'g>, cut: Expr<'g>) -> Expr<'g> {
+        self.op(Op::PasteBox, &[permutation, cut])
+    }
+
+    /// Image rows with a box each filled.
+    #[track_caller]
+    pub fn erase_boxes(self, boxes: Expr<'g>, fill: [f64; 3]) -> Expr<'g> {
+        self.op(Op::EraseBoxes { fill }, &[boxes])
+    }
+
+    /// Channels regrouped: out[i] = self[(i mod groups)(c/groups) + i div groups].
+    #[track_caller]
+    pub fn channel_shuffle(self, groups: usize) -> Expr<'g> {
+        self.op(Op::ChannelShuffle { groups }, &[])
+    }
+
+    /// Classes of the k largest logits of each row, i32 [n,k].
+    #[track_caller]
+    pub fn top_k(self, k: usize) -> Expr<'g> {
+        self.op(Op::TopK { k }, &[])
+    }
+
+    /// Targets from the predictions of similar rows: self are features [n,d].
+    #[track_caller]
+    pub fn neighbour_targets(self, logits: Expr<'g>, omega: f64, temperature: f64) -> Expr<'g> {
+        self.op(Op::NeighbourTargets { omega, temperature }, &[logits])
+    }
+
+    /// y = self wᵀ + b, w [out,in], in the dtype of logits.
+    #[track_caller]
+    pub fn linear(self, w: Expr<'g>, b: Option<Expr<'g>>, path: &str) -> Expr<'g> {
+        let dtype = self.builder.graph().precision.acc();
+        let inputs: Vec<_> = [self, w].into_iter().chain(b).collect();
+        self.builder.push(Op::Matmul(MatmulArgs { ta: false, tb: true, dtype }), &inputs, path)[0]
+    }
+
     /// Rows of softmax(self / temperature), as a target: no gradient passes.
     pub fn softmax(self, temperature: f64) -> Expr<'g> {
         self.op(Op::Softmax { temperature }, &[])
@@ -202,41 +243,57 @@ impl<'g> Expr<'g> {
         Divisor { constant, per_unit }
     }
 
+    /// Mean over rows of what `kind` measures, over the rows that the mask keeps, divided by all rows.
     #[track_caller]
-    fn row_loss(self, kind: RowKind, target: Expr<'g>, mask: RowMask, mask_inputs: &[Expr<'g>]) -> Loss {
+    pub fn row_loss(self, kind: RowKind, targets: &[Expr<'g>], mask: RowMask, of: &[Expr<'g>]) -> Loss {
         let term = RowTerm { kind, mask, divisor: self.divisor(1) };
-        let others: Vec<_> = std::iter::once(target).chain(mask_inputs.iter().copied()).collect();
-        self.op(Op::RowLoss(term), &others).id.into()
+        self.op(Op::RowLoss(term), &[targets, of].concat()).id.into()
     }
 
     /// Mean over rows of −log softmax(self)[label].
     #[track_caller]
     pub fn cross_entropy(self, label: Expr<'g>) -> Loss {
-        self.row_loss(RowKind::CrossEntropy { on: 1.0, off: 0.0 }, label, RowMask::All, &[])
+        self.row_loss(RowKind::HARD, &[label], RowMask::All, &[])
     }
 
     /// Cross-entropy against `on` at the label and `off` elsewhere.
     #[track_caller]
     pub fn cross_entropy_smoothed(self, label: Expr<'g>, on: f64, off: f64) -> Loss {
-        self.row_loss(RowKind::CrossEntropy { on, off }, label, RowMask::All, &[])
+        let kind = RowKind::CrossEntropy { target: Target::Label { on, off }, temperature: 1.0 };
+        self.row_loss(kind, &[label], RowMask::All, &[])
+    }
+
+    /// λ CE(self, label) + (1 − λ) CE(self, label[permutation]), `mix` being permutation and λ.
+    #[track_caller]
+    pub fn cross_entropy_mixed(self, label: Expr<'g>, mix: [Expr<'g>; 2]) -> Loss {
+        let kind = RowKind::CrossEntropy { target: Target::MixedLabel, temperature: 1.0 };
+        self.row_loss(kind, &[label, label.gather(mix[0]), mix[1]], RowMask::All, &[])
     }
 
     /// Mean over rows of −Σ q log softmax(self), q rows of probabilities without gradient.
     #[track_caller]
     pub fn cross_entropy_soft(self, q: Expr<'g>) -> Loss {
-        self.row_loss(RowKind::SoftCrossEntropy, q, RowMask::All, &[])
+        let kind = RowKind::CrossEntropy { target: Target::Probabilities, temperature: 1.0 };
+        self.row_loss(kind, &[q], RowMask::All, &[])
     }
 
     /// Mean over rows of KL(softmax(teacher/T) ‖ softmax(self/T)), without T².
     #[track_caller]
     pub fn kl(self, teacher: Expr<'g>, temperature: f64) -> Loss {
-        self.row_loss(RowKind::Kl { temperature }, teacher, RowMask::All, &[])
+        self.kl_where(teacher, temperature, RowMask::All, &[])
     }
 
     /// `kl` over the rows that the mask keeps, divided by all rows.
     #[track_caller]
     pub fn kl_where(self, teacher: Expr<'g>, temperature: f64, mask: RowMask, of: &[Expr<'g>]) -> Loss {
-        self.row_loss(RowKind::Kl { temperature }, teacher, mask, of)
+        let kind = RowKind::Kl { target: Target::Logits, temperature: Temperature::Fixed(temperature) };
+        self.row_loss(kind, &[teacher], mask, of)
+    }
+
+    /// Mean over rows, or over columns, of 1 − the Pearson correlation of softmax(self) and softmax(teacher).
+    #[track_caller]
+    pub fn decorrelation(self, teacher: Expr<'g>, over: Axis) -> Loss {
+        self.op(Op::Correlation { over, divisor: self.divisor(1) }, &[teacher]).id.into()
     }
 
     /// Mean over all elements of (self − other)².
@@ -246,10 +303,16 @@ impl<'g> Expr<'g> {
         self.op(Op::SquaredError { divisor: self.divisor(elements) }, &[other]).id.into()
     }
 
+    /// Mean over all elements of self².
+    pub fn mean_square(self) -> Loss {
+        let elements: usize = self.shape().dims().iter().skip(1).product();
+        self.op(Op::SquaredError { divisor: self.divisor(elements) }, &[]).id.into()
+    }
+
     /// Σ over all elements of (self − other)²: no mean, for weights.
     #[track_caller]
     pub fn squared_distance(self, other: Expr<'g>) -> Loss {
-        self.op(Op::SquaredError { divisor: Divisor { constant: 1, per_unit: [0, 0] } }, &[other]).id.into()
+        self.op(Op::SquaredError { divisor: Divisor::ONE }, &[other]).id.into()
     }
 }
 

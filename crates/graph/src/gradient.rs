@@ -96,6 +96,11 @@ pub fn gradient(graph: &mut Graph, id: NodeId, flow: &Cotangents, wants: &[bool]
         }
         Op::Unary(kind) => grads[0] = rule.one(Op::UnaryGrad(kind), &[dy, y]),
         Op::Binary(kind) => binary_gradient(&mut rule, kind, dy, wants, &mut grads),
+        Op::ChannelShuffle { groups } => {
+            let shape = rule.graph.shape(x[0]);
+            let groups = shape.dims()[shape.rank() - 1] / groups;
+            grads[0] = rule.one(Op::ChannelShuffle { groups }, &[dy]);
+        }
         Op::Scale(weight) => grads[0] = rule.one(Op::Scale(weight), &[dy]),
         Op::MaxPool(pool) => {
             let (hw, argmax) = (rule.hw(0), rule.node.outputs[1]);
@@ -112,9 +117,14 @@ pub fn gradient(graph: &mut Graph, id: NodeId, flow: &Cotangents, wants: &[bool]
         // Images, targets and counts pass no gradient; neither does a stop.
         Op::ImageInput(_) | Op::PatchSwap { .. } | Op::MixRows | Op::GatherRows | Op::RollingRows { .. } => {}
         Op::BnStats { .. } | Op::Detach | Op::Softmax { .. } | Op::Correct { .. } | Op::Zero => {}
-        Op::RowLoss(_) | Op::SquaredError { .. } => {}
+        Op::RowLoss(_) | Op::SquaredError { .. } | Op::Correlation { .. } => {}
+        Op::PasteBox | Op::EraseBoxes { .. } | Op::TopK { .. } | Op::NeighbourTargets { .. } => {}
         // Made by passes, after differentiation, or by these rules: never differentiated.
-        Op::ImageSwap { .. } | Op::MixRowsGrad | Op::Unslice { .. } | Op::ScatterAddRows { .. } => {}
+        Op::CorrelationGrad { .. }
+        | Op::ImageSwap { .. }
+        | Op::MixRowsGrad
+        | Op::Unslice { .. }
+        | Op::ScatterAddRows { .. } => {}
         Op::ConvWgrad { .. } | Op::ConvAct { .. } | Op::ColumnSum | Op::BnAct { .. } | Op::BnGradSums { .. } => {}
         Op::ConvDgrad { .. }
         | Op::BnGradApply { .. }
@@ -135,18 +145,22 @@ fn loss_gradient(rule: &mut Rule<'_>, weight: Weight, wants: &[bool], grads: &mu
             if wants[0] {
                 grads[0] = rule.one(Op::RowLossGrad { term, side: Side::Student, weight }, &x);
             }
-            if wants[1] && matches!(term.kind, RowKind::Kl { .. }) {
+            if wants.get(1) == Some(&true) && term.kind.has_target_gradient() {
                 grads[1] = rule.one(Op::RowLossGrad { term, side: Side::Target, weight }, &x);
             }
         }
         Op::SquaredError { divisor } => {
             if wants[0] {
-                grads[0] = rule.one(Op::SquaredErrorGrad { divisor, weight }, &[x[0], x[1]]);
+                grads[0] = rule.one(Op::SquaredErrorGrad { divisor, weight }, &x);
             }
-            if wants[1] {
+            if wants.get(1) == Some(&true) {
                 grads[1] = rule.one(Op::SquaredErrorGrad { divisor, weight }, &[x[1], x[0]]);
             }
         }
+        Op::Correlation { over, divisor } if wants[0] => {
+            grads[0] = rule.one(Op::CorrelationGrad { over, divisor, weight }, &x);
+        }
+        Op::Correlation { .. } => {}
         ref op => panic!("{}: {op} is no loss", rule.node.path),
     }
 }

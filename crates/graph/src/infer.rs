@@ -1,7 +1,7 @@
 //! Shapes and dtypes of an op's outputs. `Err` says what was expected and what was found.
 
 use crate::graph::{Graph, ValueId};
-use crate::op::{Axis, ConvArgs, Op, PoolArgs, RowKind, RowTerm};
+use crate::op::{Axis, ConvArgs, Op, PoolArgs, RowKind, RowTerm, Target};
 use tensor::{Dtype, Shape};
 
 type Outputs = Vec<(Shape, Dtype)>;
@@ -36,6 +36,16 @@ pub fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Outputs, Stri
             if n % 2 == 0 { same(0) } else { Err("rows must be pairs".into()) }
         }
         Op::MixRows | Op::MixRowsGrad | Op::Scale(_) | Op::Detach | Op::Unary(_) => same(0),
+        Op::PasteBox | Op::EraseBoxes { .. } => dims(0, 4).and_then(|_| same(0)),
+        Op::ChannelShuffle { groups } if !last(at(0)).is_multiple_of(*groups) => {
+            Err(format!("{} channels in {groups} groups", last(at(0))))
+        }
+        Op::ChannelShuffle { .. } => same(0),
+        Op::TopK { k } if *k > last(at(0)) => Err(format!("the first {k} of {} classes", last(at(0)))),
+        Op::TopK { k } => one(&[dims(0, 2)?.dims()[0], *k], Dtype::I32),
+        Op::NeighbourTargets { .. } => one(dims(1, 2)?.dims(), acc),
+        Op::Correlation { .. } => equal(dims(0, 2)?, at(1)).and_then(|()| one(&[], acc)),
+        Op::CorrelationGrad { .. } => equal(dims(0, 2)?, at(1)).and_then(|()| one(at(0).dims(), acc)),
         Op::UnaryGrad(_) | Op::Binary(_) => equal(at(0), at(1)).and_then(|()| same(0)),
         Op::Zero => same(0),
         Op::Concat { axis } => concat(graph, *axis, inputs),
@@ -127,8 +137,8 @@ pub fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Outputs, Stri
             out.extend(table.grads.iter().map(|&i| (at(i), acc)));
             Ok(out)
         }
-        Op::SquaredError { .. } => equal(at(0), at(1)).and_then(|()| one(&[], acc)),
-        Op::SquaredErrorGrad { .. } => equal(at(0), at(1)).and_then(|()| same(0)),
+        Op::SquaredError { .. } => equal(at(0), at(inputs.len() - 1)).and_then(|()| one(&[], acc)),
+        Op::SquaredErrorGrad { .. } => equal(at(0), at(inputs.len() - 1)).and_then(|()| same(0)),
         Op::Correct { .. } => one(&[2], acc),
         Op::Reduce => same(0),
         Op::Carry => same(0),
@@ -152,17 +162,22 @@ fn arity(op: &Op) -> (usize, usize) {
             (1, 1)
         }
         Op::Softmax { .. } | Op::RollingRows { .. } | Op::Reduce | Op::Carry => (1, 1),
+        Op::ChannelShuffle { .. } | Op::TopK { .. } => (1, 1),
+        Op::EraseBoxes { .. } | Op::NeighbourTargets { .. } | Op::Correlation { .. } | Op::CorrelationGrad { .. } => {
+            (2, 2)
+        }
+        Op::SquaredError { .. } | Op::SquaredErrorGrad { .. } => (1, 2),
         Op::PatchSwap { .. } | Op::GatherRows | Op::Conv(_) | Op::ConvWgrad { .. } | Op::AddBias => (2, 2),
         Op::UnaryGrad(_) | Op::Binary(_) | Op::MaxPoolGrad { .. } | Op::Correct { .. } | Op::Accumulate => (2, 2),
-        Op::SquaredError { .. } | Op::SquaredErrorGrad { .. } | Op::Assign { .. } => (2, 2),
-        Op::MixRows | Op::MixRowsGrad | Op::ScatterRows { .. } => (3, 3),
+        Op::Assign { .. } => (2, 2),
+        Op::MixRows | Op::MixRowsGrad | Op::PasteBox | Op::ScatterRows { .. } => (3, 3),
         Op::ConvDgrad { .. } | Op::Matmul(_) => (2, 3),
         Op::ConvAct { .. } => (3, 4),
         Op::BnApply { .. } | Op::FoldBn { .. } => (5, 5),
         Op::BnAct { .. } => (5, 6),
         Op::BnGradSums { .. } => (4, 5),
         Op::BnGradApply { .. } => (6, 7),
-        Op::RowLoss(term) | Op::RowLossGrad { term, .. } => (2 + term.mask.inputs(), 2 + term.mask.inputs()),
+        Op::RowLoss(term) | Op::RowLossGrad { term, .. } => (term.operands(), term.operands()),
         Op::Concat { .. } | Op::RowLosses(_) | Op::GradNorm { .. } | Op::Ema { .. } | Op::BnRunning { .. } => (1, ANY),
         Op::Sgd(args) => (2 + args.params.len(), 2 + args.params.len()),
     }
@@ -228,17 +243,29 @@ fn concat(graph: &Graph, axis: Axis, inputs: &[ValueId]) -> Result<Outputs, Stri
 }
 
 fn row_loss(graph: &Graph, term: &RowTerm, inputs: &[ValueId]) -> Result<(), String> {
-    let (student, target) = (graph.value(inputs[0]), graph.value(inputs[1]));
-    if student.shape.dims().len() != 2 {
+    let logits = graph.shape(inputs[0]);
+    if logits.dims().len() != 2 {
         return Err("logits must be [n, k]".into());
     }
+    let labels = |i: usize| {
+        let value = graph.value(inputs[i]);
+        let fits = value.dtype == Dtype::I32 && value.shape.elements() == logits.dims()[0];
+        if fits { Ok(()) } else { Err("labels must be i32 [n]".to_string()) }
+    };
     match term.kind {
-        RowKind::CrossEntropy { .. }
-            if target.dtype != Dtype::I32 || target.shape.elements() != student.shape.dims()[0] =>
-        {
-            Err("labels must be i32 [n]".into())
+        RowKind::CrossEntropy { target, .. } | RowKind::Kl { target, .. } => match target {
+            Target::Label { .. } => labels(1),
+            Target::MixedLabel => labels(1).and_then(|()| labels(2)),
+            Target::Probabilities | Target::Logits => equal(logits, graph.shape(inputs[1])),
+        },
+        RowKind::TargetKl { .. } | RowKind::NonTargetKl { .. } => {
+            equal(logits, graph.shape(inputs[1])).and_then(|()| labels(2))
         }
-        RowKind::CrossEntropy { .. } => Ok(()),
-        RowKind::SoftCrossEntropy | RowKind::Kl { .. } => equal(student.shape, target.shape),
+        RowKind::GeneralizedCrossEntropy { .. } => {
+            let candidates = graph.shape(inputs[1]);
+            if candidates.dims()[0] == logits.dims()[0] { Ok(()) } else { Err("candidates must be [n, m]".into()) }
+        }
+        RowKind::BinaryCrossEntropy { class } if class >= logits.dims()[1] => Err(format!("no class {class}")),
+        RowKind::BinaryCrossEntropy { .. } | RowKind::Count => Ok(()),
     }
 }

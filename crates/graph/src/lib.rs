@@ -7,9 +7,7 @@ mod gradient;
 mod graph;
 mod infer;
 mod loss;
-mod net;
 mod op;
-mod spec;
 mod text;
 mod verify;
 
@@ -20,14 +18,10 @@ pub use graph::{
     StateKind, Value, ValueId,
 };
 pub use infer::{conv_out, infer};
-pub use loss::{Commit, Loss, LossTerm, Losses, Monitor};
-pub use net::{BnMode, ConvSpec, InitScheme, Net, Taps};
+pub use loss::{Commit, Loss, LossTerm, Losses, Measure, Monitor};
 pub use op::{
     Axis, Binary, BnArgs, BnRunningLayer, ConvArgs, Divisor, ImageArgs, MaskRule, MatmulArgs, Op, PoolArgs, RowKind,
-    RowMask, RowTable, RowTableTerm, RowTerm, RowView, SgdArgs, SgdParam, Side, StatsSource, Unary, Weight,
-};
-pub use spec::{
-    Augment, CellRule, DrawKind, DrawSpec, Method, Network, PairRule, PhaseSpec, Ramp, Sampler, Setting, SlotSpec,
-    Spec, StateSpec, StateUse, Step, StepInput, TrainRange, View,
+    RowMask, RowTable, RowTableTerm, RowTerm, RowView, SgdArgs, SgdParam, Side, StatsSource, Target, Temperature,
+    Unary, Weight,
 };
 pub use verify::{GraphError, verify};

@@ -47,12 +47,28 @@ pub struct LossTerm {
     pub loss: Loss,
 }
 
-/// A value watched, not trained: Σ over micro-batches and ranks, divided on the host.
+/// What the host makes of a watched value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// The first element.
+    Value,
+    /// The square root of the first element.
+    Root,
+    /// The mean of the elements' magnitudes.
+    MeanMagnitude,
+    /// The first element over that of another watched value, which is divided alike.
+    Ratio { to: ValueId },
+}
+
+/// A value watched, not trained: Σ over micro-batches and ranks, divided on the host, then measured.
 #[derive(Clone, Debug)]
 pub struct Monitor {
     pub name: String,
     pub value: ValueId,
     pub divisor: Divisor,
+    pub measure: Measure,
+    /// The run warns when the measure falls below this share of its first value.
+    pub alarm: Option<f64>,
 }
 
 /// What a phase writes into a method's state when it ends, if the phase was finite.
@@ -85,11 +101,27 @@ impl Losses {
         self
     }
 
-    /// Logits to write out by name and, with their labels, to count the training accuracy on.
-    pub fn logits(mut self, logits: Expr<'_>, label: Expr<'_>) -> Losses {
+    /// Logits to write out as `logits` and, with their labels, to count the training accuracy on.
+    pub fn logits(self, logits: Expr<'_>, label: Expr<'_>) -> Losses {
+        self.accuracy("top1", logits, label).output("logits", logits)
+    }
+
+    /// The share of rows whose label has the largest logit.
+    pub fn accuracy(self, name: &str, logits: Expr<'_>, label: Expr<'_>) -> Losses {
         let correct = logits.detach().correct(label, 5);
-        self.monitors.push(Monitor { name: "top1".into(), value: correct.id(), divisor: logits.divisor(1) });
-        self.output("logits", logits)
+        self.monitor(name, correct.id(), logits.divisor(1), Measure::Value)
+    }
+
+    /// A value to watch.
+    pub fn monitor(mut self, name: &str, value: ValueId, divisor: Divisor, measure: Measure) -> Losses {
+        self.monitors.push(Monitor { name: name.to_string(), value, divisor, measure, alarm: None });
+        self
+    }
+
+    /// Warns when the monitor named last falls below this share of its first value.
+    pub fn alarm_below(mut self, share: f64) -> Losses {
+        self.monitors.last_mut().expect("an alarm belongs to a monitor").alarm = Some(share);
+        self
     }
 
     /// A value that `retort step` writes.

@@ -130,15 +130,70 @@ pub enum Side {
     Target,
 }
 
-/// What is measured on a row of logits z.
+/// Where the target distribution q of a row comes from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// label i32 [n]: `on` at the label, `off` elsewhere (1 and 0 when hard).
+    Label { on: f64, off: f64 },
+    /// label i32 [n], another label i32 [n], λ []: λ on the first, 1 − λ on the second.
+    MixedLabel,
+    /// Rows of probabilities [n,k].
+    Probabilities,
+    /// softmax of logits [n,k] over the temperature.
+    Logits,
+}
+
+/// What logits are divided by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Temperature {
+    Fixed(f64),
+    /// `scale` times the unbiased standard deviation of each row, of its own logits on either side; the row value is multiplied by
+    /// the square of the target's (NormKD, chapter 7.4).
+    Std {
+        scale: f64,
+    },
+}
+
+/// What is measured on a row of logits z; p = softmax(z/T). No T² for a fixed temperature: a method's formula shows it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RowKind {
-    /// −log softmax(z)[label], the label smoothed: `on` at the label, `off` elsewhere (1 and 0 when hard).
-    CrossEntropy { on: f64, off: f64 },
-    /// −Σ q log softmax(z), q a row of probabilities.
-    SoftCrossEntropy,
-    /// Σ q (log q − log p), q = softmax(t/T), p = softmax(z/T). No T² here: a method's formula shows it.
-    Kl { temperature: f64 },
+    /// −Σ q log p
+    CrossEntropy { target: Target, temperature: f64 },
+    /// Σ q (log q − log p)
+    Kl { target: Target, temperature: Temperature },
+    /// Logits t [n,k], label: KL between (q_y, 1 − q_y) and (p_y, 1 − p_y), q = softmax(t/T) (TCKD, chapter 7.3).
+    TargetKl { temperature: Temperature },
+    /// Logits t [n,k], label: KL between q and p renormalised over the other classes (NCKD).
+    NonTargetKl { temperature: Temperature },
+    /// Candidates i32 [n,m]: mean over them of (1 − p_c^q)/q (chapter 0.3).
+    GeneralizedCrossEntropy { q: f64 },
+    /// No target: Σ_k softplus(z_k) − z_class.
+    BinaryCrossEntropy { class: usize },
+    /// No target, no gradient: 1, so that the sum counts the rows that the mask keeps.
+    Count,
+}
+
+impl RowKind {
+    /// Cross-entropy with hard labels.
+    pub const HARD: RowKind = RowKind::CrossEntropy { target: Target::Label { on: 1.0, off: 0.0 }, temperature: 1.0 };
+
+    /// Operands after the logits: the target's, before those of the mask.
+    pub fn targets(self) -> usize {
+        match self {
+            RowKind::CrossEntropy { target, .. } | RowKind::Kl { target, .. } => match target {
+                Target::MixedLabel => 3,
+                Target::Label { .. } | Target::Probabilities | Target::Logits => 1,
+            },
+            RowKind::TargetKl { .. } | RowKind::NonTargetKl { .. } => 2,
+            RowKind::GeneralizedCrossEntropy { .. } => 1,
+            RowKind::BinaryCrossEntropy { .. } | RowKind::Count => 0,
+        }
+    }
+
+    /// Whether the target takes a gradient: the other side of a KL between logits over a fixed temperature.
+    pub fn has_target_gradient(self) -> bool {
+        matches!(self, RowKind::Kl { target: Target::Logits, temperature: Temperature::Fixed(_) })
+    }
 }
 
 /// Which rows of a term count.
@@ -180,6 +235,18 @@ pub struct RowTerm {
     pub divisor: Divisor,
 }
 
+impl Divisor {
+    /// Divides nothing.
+    pub const ONE: Divisor = Divisor { constant: 1, per_unit: [0, 0] };
+}
+
+impl RowTerm {
+    /// Operands: logits, the target's, the mask's.
+    pub fn operands(&self) -> usize {
+        1 + self.kind.targets() + self.mask.inputs()
+    }
+}
+
 /// Rows `start..start + rows` of an input of a fused row loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RowView {
@@ -192,7 +259,7 @@ pub struct RowView {
 pub struct RowTableTerm {
     pub term: RowTerm,
     pub rows: usize,
-    /// Operands in the order of `Op::RowLoss`: student, target, mask inputs.
+    /// Operands in the order of `Op::RowLoss`: logits, target's, mask's.
     pub views: Vec<RowView>,
     /// Weight of the gradient, per side; a side without one is detached.
     pub student_grad: Option<Weight>,
@@ -247,6 +314,13 @@ pub enum Op {
     MixRows,
     /// dy, permutation, λ → dx of MixRows
     MixRowsGrad,
+    /// image [n,h,w,c], permutation i32 [n], box i32 [4] (top, left, bottom, right, the last two exclusive) → image with the box taken
+    /// from image[permutation]
+    PasteBox,
+    /// image [n,h,w,c], boxes i32 [n,4] → image with each row's box filled, a value a channel
+    EraseBoxes {
+        fill: [f64; 3],
+    },
     // ---- rows and channels
     Concat {
         axis: Axis,
@@ -264,6 +338,10 @@ pub enum Op {
     },
     /// x [m,..], index i32 [n] → x[index]
     GatherRows,
+    /// x [..,c] → y[.., i] = x[.., (i mod g)(c/g) + i div g], g = groups
+    ChannelShuffle {
+        groups: usize,
+    },
     /// dy [n,..], index i32 [n] → [rows,..], rows added in order
     ScatterAddRows {
         rows: usize,
@@ -361,7 +439,29 @@ pub enum Op {
     RollingRows {
         rows: usize,
     },
-    /// student [n,k], target (label i32 [n], probabilities or logits [n,k]), [mask inputs] → value []
+    /// logits [n,k] → i32 [n,k'], the largest first, of equal ones the lower class; −1 in a row with a NaN
+    TopK {
+        k: usize,
+    },
+    /// features [n,d], logits [n,k] → Q [n,k] = (1 − ω)(I − ωW)⁻¹ softmax(logits/T), W the row softmax of cosine similarities of
+    /// features without the diagonal (chapter 7.11); one row alone keeps its own softmax
+    NeighbourTargets {
+        omega: f64,
+        temperature: f64,
+    },
+    /// logits z, logits t [n,k] → Σ (1 − ρ)/divisor over rows, or n times the mean of (1 − ρ) over columns divided by it; ρ the Pearson
+    /// correlation of softmax(z) and softmax(t) along the other axis (chapter 7.5)
+    Correlation {
+        over: Axis,
+        divisor: Divisor,
+    },
+    /// z, t → gradient of z times the weight
+    CorrelationGrad {
+        over: Axis,
+        divisor: Divisor,
+        weight: Weight,
+    },
+    /// logits [n,k], target's operands, [mask inputs] → value []
     RowLoss(RowTerm),
     /// inputs of RowLoss → gradient of one side times the weight
     RowLossGrad {
@@ -371,11 +471,11 @@ pub enum Op {
     },
     /// Fused: every row loss and its gradients.
     RowLosses(Box<RowTable>),
-    /// a, b → Σ (a − b)² / divisor, value []
+    /// a, [b] → Σ (a − b)² / divisor, value []; b is zero where absent
     SquaredError {
         divisor: Divisor,
     },
-    /// a, b → 2 weight (a − b) / divisor
+    /// a, [b] → 2 weight (a − b) / divisor
     SquaredErrorGrad {
         divisor: Divisor,
         weight: Weight,

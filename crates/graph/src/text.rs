@@ -1,7 +1,7 @@
 //! The text form of ops and graphs: one line a node, for golden files and eyes.
 
 use crate::graph::{Graph, Section, Source, ValueId};
-use crate::op::{Binary, Op, RowTable, Unary};
+use crate::op::{Binary, Op, RowKind, RowTable, Target, Temperature, Unary};
 use std::fmt::{self, Display, Formatter, Write};
 
 impl Op {
@@ -13,6 +13,13 @@ impl Op {
             Op::ImageSwap { .. } => "image_swap",
             Op::MixRows => "mix_rows",
             Op::MixRowsGrad => "mix_rows_grad",
+            Op::PasteBox => "paste_box",
+            Op::EraseBoxes { .. } => "erase_boxes",
+            Op::ChannelShuffle { .. } => "channel_shuffle",
+            Op::TopK { .. } => "top_k",
+            Op::NeighbourTargets { .. } => "neighbour_targets",
+            Op::Correlation { .. } => "correlation",
+            Op::CorrelationGrad { .. } => "correlation_grad",
             Op::Concat { .. } => "concat",
             Op::Slice { .. } => "slice",
             Op::Unslice { .. } => "unslice",
@@ -102,10 +109,14 @@ impl Display for Op {
             Op::BnApply { source, .. } => write!(f, "({source:?})"),
             Op::BnAct { source, relu, .. } => write!(f, "({source:?}{})", if *relu { ", relu" } else { "" }),
             Op::Scale(weight) => write!(f, "({})", weight.factor),
+            Op::ChannelShuffle { groups } => write!(f, "(groups {groups})"),
+            Op::TopK { k } => write!(f, "({k})"),
+            Op::NeighbourTargets { omega, temperature } => write!(f, "(ω {omega}, T {temperature})"),
+            Op::Correlation { over, .. } => write!(f, "({over:?})"),
             Op::MaxPool(a) | Op::AvgPool(a) => write!(f, "({}, stride {}, pad {})", a.kernel, a.stride, a.pad),
-            Op::RowLoss(term) => write!(f, "({:?})", term.kind),
+            Op::RowLoss(term) => write!(f, "({})", term.kind),
             Op::RowLossGrad { term, side, weight } => {
-                write!(f, "({:?}, {side:?}, weight {})", term.kind, weight.factor)
+                write!(f, "({}, {side:?}, weight {})", term.kind, weight.factor)
             }
             Op::RowLosses(table) => write!(f, "({table})"),
             Op::Sgd(args) => {
@@ -118,11 +129,47 @@ impl Display for Op {
     }
 }
 
-/// `Kl { temperature: 4.0 }, rows #0+0 #0+64, student grad 8`: operands as the number of an input and the first row.
+/// `cross_entropy(label)`, `kl(logits, T 4)`, `target_kl(deviation × 2)`.
+impl Display for RowKind {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match *self {
+            RowKind::HARD => f.write_str("cross_entropy(label)"),
+            RowKind::CrossEntropy { target, temperature } => write!(f, "cross_entropy({target}, T {temperature})"),
+            RowKind::Kl { target, temperature } => write!(f, "kl({target}, {temperature})"),
+            RowKind::TargetKl { temperature } => write!(f, "target_kl({temperature})"),
+            RowKind::NonTargetKl { temperature } => write!(f, "non_target_kl({temperature})"),
+            RowKind::GeneralizedCrossEntropy { q } => write!(f, "generalized_cross_entropy(q {q})"),
+            RowKind::BinaryCrossEntropy { class } => write!(f, "binary_cross_entropy(class {class})"),
+            RowKind::Count => f.write_str("count"),
+        }
+    }
+}
+
+impl Display for Target {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Label { on, off } => write!(f, "label {on} / {off}"),
+            Target::MixedLabel => f.write_str("mixed label"),
+            Target::Probabilities => f.write_str("probabilities"),
+            Target::Logits => f.write_str("logits"),
+        }
+    }
+}
+
+impl Display for Temperature {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Temperature::Fixed(t) => write!(f, "T {t}"),
+            Temperature::Std { scale } => write!(f, "deviation × {scale}"),
+        }
+    }
+}
+
+/// `kl(logits, T 4), rows #0+0 #0+64, student grad 8`: operands as the number of an input and the first row.
 impl Display for RowTable {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         for (i, line) in self.terms.iter().enumerate() {
-            write!(f, "{}{:?}, rows", if i > 0 { "; " } else { "" }, line.term.kind)?;
+            write!(f, "{}{}, rows", if i > 0 { "; " } else { "" }, line.term.kind)?;
             line.views.iter().try_for_each(|v| write!(f, " #{}+{}", v.input, v.start))?;
             for (side, weight) in [("student", line.student_grad), ("target", line.target_grad)] {
                 weight.map_or(Ok(()), |w| write!(f, ", {side} grad {}", w.factor))?;

@@ -3,8 +3,8 @@
 //! loss = CE(student, q), q = 1 − ε on the label and ε/(K−1) on the K−1 other classes
 
 use crate::check;
-use graph::{Losses, Method, Setting, Spec, Step};
 use serde::{Deserialize, Serialize};
+use spec::{Losses, Method, Setting, Spec, Step};
 
 /// Settings of cross-entropy.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]

@@ -45,3 +45,11 @@ pub(crate) fn epochs(key: &str, epochs: f64) -> Result<(), String> {
         "method.{key} is a number of epochs, expected a finite number of at least 0, got {epochs}; 0 turns it off"
     ))
 }
+
+/// A number that divides or scales.
+pub(crate) fn positive(key: &str, x: f64) -> Result<(), String> {
+    if x > 0.0 && x.is_finite() {
+        return Ok(());
+    }
+    Err(format!("method.{key}: expected a finite number above 0, got {x}"))
+}

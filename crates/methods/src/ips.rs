@@ -8,8 +8,8 @@
 //! probability per cell (`gate = 1`, `cell_prob = p`).
 
 use crate::check;
-use crate::ips_settings::{BnGroups, CeReduce, CellCount, Direction, Ips, Spread};
-use graph::{
+use crate::ips_settings::{BnGroups, CeOn, CeReduce, CellCount, Direction, Ips, Spread};
+use spec::{
     CellRule, DrawKind, DrawSpec, Expr, Loss, Losses, MaskRule, Method, Ramp, RowMask, Sampler, Setting, SlotSpec,
     Spec, Step, Weight,
 };
@@ -23,10 +23,10 @@ impl Method for Ips {
         check::epochs("alpha_rampup_epochs", self.alpha_rampup_epochs)?;
         let (cells, rule) = self.cells(setting)?;
         let kind = DrawKind::CellMask { cells, gate: self.gate, rule };
-        let ramp = Ramp::Linear { to: self.alpha, epochs: self.alpha_rampup_epochs };
+        let ramp = Ramp::up(self.alpha, self.alpha_rampup_epochs);
         let ramps = self.alpha_rampup_epochs > 0.0;
         Ok(Spec {
-            sampler: Sampler::Pairs(self.pair.rule()),
+            sampler: Sampler::Pairs { rule: self.pair.rule(), partners: 1 },
             draws: vec![DrawSpec { name: "swap_mask".into(), kind }],
             slots: ramps.then(|| SlotSpec { name: "alpha".into(), ramp }).into_iter().collect(),
             ..Spec::default()
@@ -42,22 +42,21 @@ impl Method for Ips {
             BnGroups::Split => fed.rows() / units,
         };
         let fed_logits = step.student_grouped(fed, groups).logits;
-        let (logits, ce) = if self.feed_originals {
-            let (logits, originals) = fed_logits.halves();
-            (logits, 0.5 * (logits.cross_entropy(label) + originals.cross_entropy(label)))
-        } else {
-            (fed_logits, fed_logits.cross_entropy(label))
-        };
-        let (a, b) = logits.halves();
+        let (a, b) = (fed_logits.slice_rows(0, units), fed_logits.slice_rows(units, units));
+        // Runs of n rows: a, b, and with the originals a and b as they were.
+        let run = |r: usize| fed_logits.slice_rows(r * units, units).cross_entropy(step.unit_label());
+        let step_by = if self.ce_on == CeOn::Both { 1 } else { 2 };
+        let runs: Vec<_> = (0..fed.rows() / units).step_by(step_by).map(run).collect();
         let ce_weight = match self.ce_reduce {
-            CeReduce::Mean => 1.0,
-            CeReduce::Sum => (fed.rows() / units) as f64,
+            CeReduce::Mean => 1.0 / runs.len() as f64,
+            CeReduce::Sum => 1.0,
         };
+        let ce = ce_weight * runs.into_iter().fold(Loss::default(), |sum, run| sum + run);
         let alpha = if self.alpha_rampup_epochs > 0.0 { step.slot("alpha") } else { self.alpha.into() };
         Losses::new()
-            .term("ce", ce_weight, ce)
+            .term("ce", 1.0, ce)
             .term("kd", Weight::from(self.temperature.powi(2)).times(alpha), self.distillation(a, b, step.unit_label()))
-            .logits(logits, label)
+            .logits(fed_logits.slice_rows(0, 2 * units), label)
     }
 }
 

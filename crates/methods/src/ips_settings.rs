@@ -1,7 +1,7 @@
 //! Settings of intra-class patch swap, as a recipe has them. `ips.rs` has the method.
 
-use graph::{PairRule, Setting};
 use serde::{Deserialize, Serialize};
+use spec::{PairRule, Setting};
 
 /// Settings of intra-class patch swap.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -28,6 +28,8 @@ pub struct Ips {
     /// Cross-entropy as the mean over all rows fed, or as the sum of the runs' means (2 times as large, 4 with originals).
     /// Default `mean`.
     pub ce_reduce: CeReduce,
+    /// Images that cross-entropy is taken on: those of both halves, or of anchors alone. Default `both`.
+    pub ce_on: CeOn,
     /// Who teaches whom. Default `two_way_sg`.
     pub kl: Direction,
     /// T, softens both distributions. Default 4.
@@ -96,6 +98,14 @@ pub enum CeReduce {
     Sum,
 }
 
+/// Images with a cross-entropy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CeOn {
+    Both,
+    Anchor,
+}
+
 /// Direction of the distillation within a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -121,6 +131,7 @@ impl Default for Ips {
             feed_originals: false,
             bn_groups: BnGroups::Joint,
             ce_reduce: CeReduce::Mean,
+            ce_on: CeOn::Both,
             kl: Direction::TwoWaySg,
             temperature: 4.0,
             alpha: 1.0,

@@ -3,8 +3,8 @@
 //! loss = ce_weight CE(student, label) + kd_weight T² KL(teacher/T ‖ student/T)
 
 use crate::check;
-use graph::{Losses, Method, Setting, Spec, Step};
 use serde::{Deserialize, Serialize};
+use spec::{Losses, Method, Setting, Spec, Step};
 
 /// Settings of distillation from a teacher.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]

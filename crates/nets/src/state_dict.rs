@@ -1,6 +1,6 @@
 //! The state of a built network as its published PyTorch implementation lists it (`state_dict`).
 
-use graph::{Graph, StateId, StateKind};
+use spec::{Graph, StateId, StateKind};
 use tensor::{KRSC_TO_KCRS, Shape};
 
 /// One entry of a `state_dict`.

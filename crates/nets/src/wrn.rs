@@ -4,7 +4,7 @@
 //! shortcut is the raw input. Taps are raw sums, before any batch norm.
 
 use crate::WrnBn;
-use graph::{Expr, InitScheme, Net, Network, Taps};
+use spec::{Expr, InitScheme, Net, Network, Taps};
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wrn {
@@ -36,7 +36,11 @@ impl Network for Wrn {
             stages.push(x);
         }
         let pooled = net.bn_updating("bn1", x, updates).relu().mean_hw(); // [n,64w]
-        Taps { stages, pooled, logits: net.linear("fc", pooled, self.classes) }
+        Taps { stages, pooled, logits: net.linear(self.classifier(), pooled, self.classes) }
+    }
+
+    fn classifier(&self) -> &'static str {
+        "fc"
     }
 }
 

@@ -8,6 +8,7 @@ use graph::{
     Axis, BnRunningLayer, Commit, Graph, Init, Node, Op, Place, Section, SgdArgs, SgdParam, SlotId, Source, State,
     StateId, StateKind, ValueId,
 };
+use spec::Decay;
 
 /// Optimizer constants of a recipe.
 #[derive(Clone, Debug)]
@@ -46,6 +47,10 @@ pub fn optimize(step: &StepGraph, args: &OptimizerArgs, keep_outputs: bool) -> S
         let mut update = Update { graph: &mut step.graph, place: Place { phase: p as u32, section: Section::Update } };
         let phase = &mut step.phases[p];
         let (grads, params) = update.gradients(phase, args);
+        if keep_outputs {
+            let name = |p: &SgdParam| format!("grad.{}", update.graph.state(p.param).name);
+            phase.losses.outputs.extend(params.iter().map(name).zip(grads.iter().copied()));
+        }
         phase.reduced = phase.scalars().into_iter().map(|v| (v, update.reduce(v))).collect();
         let scalars: Vec<_> = phase.reduced.iter().map(|r| r.1).collect();
         if !keep_outputs {
@@ -137,7 +142,7 @@ impl Update<'_> {
             let range = &phase.trains[range];
             let momentum = self.state_like(param, &range.momentum, StateKind::Momentum);
             let vector = self.graph.state(param).shape.dims().len() < 2;
-            let decays = range.decay && (args.decay_bn_bias || !vector);
+            let decays = !vector || (args.decay_bn_bias && range.decay == Decay::All);
             let weight_decay = if decays { args.weight_decay } else { 0.0 };
             made.push((value, SgdParam { param, momentum, weight_decay, lr_factor: range.lr_factor }));
         }

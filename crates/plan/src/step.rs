@@ -1,9 +1,7 @@
 //! The graph of a whole step with its phases, as methods wrote it and passes change it.
 
-use graph::{
-    BnMode, BnUse, Builder, Graph, Losses, Method, Network, Precision, Setting, Source, Spec, StateId, Step, StepInput,
-    TrainRange, ValueId,
-};
+use graph::{BnUse, Builder, Graph, Losses, Measure, Precision, Source, StateId, ValueId};
+use spec::{BnMode, Method, Network, Setting, Spec, Step, StepInput, TrainRange};
 
 /// The gradient of a parameter. An absent one skips the parameter altogether, a zero one decays it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +33,11 @@ impl Phase {
     /// Values of losses and monitors, each once.
     pub fn scalars(&self) -> Vec<ValueId> {
         let losses = self.losses.terms.iter().flat_map(|t| t.loss.parts.iter().map(|p| p.1));
-        let mut all: Vec<_> = losses.chain(self.losses.monitors.iter().map(|m| m.value)).collect();
+        let monitors = self.losses.monitors.iter().flat_map(|m| {
+            let to = if let Measure::Ratio { to } = m.measure { Some(to) } else { None };
+            std::iter::once(m.value).chain(to)
+        });
+        let mut all: Vec<_> = losses.chain(monitors).collect();
         let mut seen = std::collections::HashSet::new();
         all.retain(|v| seen.insert(*v));
         all
@@ -81,6 +83,12 @@ impl StepSource<'_> {
         Step { builder, spec, setting, student, teachers, input, bn }
     }
 
+    /// Why the networks do not fit the method, if they do not.
+    pub fn fits(&self) -> Result<(), String> {
+        let builder = self.builder();
+        self.method.fits(&self.step(&builder, BnMode::Train { groups: 1 }))
+    }
+
     /// The training step: every phase of the method.
     pub fn training(&self) -> StepGraph {
         let builder = self.builder();
@@ -102,8 +110,10 @@ impl StepSource<'_> {
             let spec = Spec::default();
             let source = StepSource { spec: &spec, ..*self };
             let step = source.step(&builder, BnMode::Eval);
-            let logits = self.method.head(&step);
-            Losses::new().term("ce", 0.0, logits.cross_entropy(step.label())).logits(logits, step.label())
+            let (logits, label) = (self.method.head(&step), step.label());
+            let losses = Losses::new().term("ce", 0.0, logits.cross_entropy(label)).logits(logits, label);
+            let others = self.method.other_heads(&step).into_iter();
+            others.fold(losses, |losses, (name, logits)| losses.accuracy(&name, logits, label))
         };
         let phase = Phase { name: "eval".into(), trains: vec![], losses, grads: vec![], reduced: vec![], norm: None };
         StepGraph { graph: builder.finish(), phases: vec![phase] }

@@ -1,10 +1,10 @@
 //! The plans of ResNet-50 and its kin against the independent count of bytes and FLOPs in PERFORMANCE section 2, and the
 //! time to plan.
 
-use graph::{Method, Precision, Setting};
 use methods::Ce;
 use nets::NetworkSpec;
 use plan::{Fusion, OptimizerArgs, Options, Plan, StateTable, StepSource, Storage, compile};
+use spec::{Method, Precision, Setting};
 use std::time::Instant;
 
 /// A training step of cross-entropy in bf16 at batch 256, as a GPU would run it.
@@ -12,7 +12,7 @@ fn planned(name: &str, fusion: Fusion) -> Plan {
     let network = NetworkSpec::new(name);
     let side = network.facts().unwrap().side;
     let classes = if side == 224 { 1000 } else { 100 };
-    let setting = Setting { classes, image: [side, side, 3], samples: 50_000, epochs: 1 };
+    let setting = Setting::new(classes, [side, side, 3], 50_000, 1);
     let (method, student) = (Ce::default(), network.build(classes).unwrap());
     let spec = method.spec(&setting).unwrap();
     let source = StepSource {

@@ -11,9 +11,9 @@ use crate::step::{Compile, Model, image_args};
 use crate::weights::{published, write_state};
 use cpu::{Executor, Scalars};
 use data::{Augment, BatchSpec, ClassLists, Dataset, Epoch, EpochKey, Loader, Meta, OnBad, RawImage, Sampler, Split};
-use graph::{Setting, StateKind, StepInput};
 use nets::{EntryValue, NetworkSpec, state_dict};
 use plan::{Fusion, Plan, StateTable};
+use spec::{Setting, StepInput};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tensor::safe::{self, Metadata, Tensors};
@@ -122,7 +122,7 @@ pub fn import(from: &Path, network: &str, to: &Path) -> Result<String, TrainErro
     })?;
     let side = facts.side;
     let entries = |channels: usize| -> Result<Vec<nets::Entry>, TrainError> {
-        let setting = Setting { classes, image: [side, side, channels], samples: 1, epochs: 1 };
+        let setting = Setting::new(classes, [side, side, channels], 1, 1);
         let plan = head_plan(&model_of(&Recipe::for_network(network)?, setting)?, 1, None)?.0;
         Ok(state_dict(&plan.graph, "student"))
     };
@@ -205,14 +205,15 @@ impl Predictor {
         let loaded = Recipe::parse(recipe, &path.join("recipe.toml"), &[])?;
         let facts: Facts = serde_json::from_str(&run).map_err(|e| fail(format!("run.json: {e}")))?;
         let [h, w, _] = facts.image;
-        let setting = Setting { classes: facts.classes.len(), image: facts.image, samples: 1, epochs: 1 };
+        let setting = Setting::new(facts.classes.len(), facts.image, 1, 1);
         let model = model_of(&loaded.recipe, setting)?;
         let image = image_args([h, w], &facts.mean, &facts.std);
         let (plan, states) = head_plan(&model, BATCH, Some(StepInput { pixels: [h, w], image }))?;
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
         let mut executor = Executor::new(threads)?;
         executor.reserve(&plan, &states, 1);
-        for entry in states.entries.iter().filter(|e| matches!(e.kind, StateKind::Param | StateKind::Buffer)) {
+        let read = crate::weights::states_read(&plan.graph);
+        for entry in states.entries.iter().filter(|e| read.contains(&e.name)) {
             let name = published(&entry.name);
             let tensor = tensors.get(name).ok_or_else(|| fail(format!("{name} is missing")))?;
             write_state(&mut executor, entry, tensor).map_err(|why| fail(format!("{name}: {why}")))?;
@@ -226,7 +227,7 @@ impl Predictor {
         let [h, w, channels] = self.image;
         let files = Arc::new(Files::new(paths, self.classes.clone(), channels));
         let augment = Augment::ResizeCenterCrop { resize: h.max(w), size: h.max(w) };
-        let spec = BatchSpec { augment, draws: vec![], on_bad: OnBad::Fail, pad_units: BATCH };
+        let spec = BatchSpec { augment, views: vec![], draws: vec![], on_bad: OnBad::Fail, pad_units: BATCH };
         let loader = Loader::new(files.clone(), spec)?;
         let epoch = Epoch::new(
             Sampler::Sequential,

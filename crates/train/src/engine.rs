@@ -6,8 +6,8 @@ use crate::step::{Compile, Model};
 use crate::tree::Tree;
 use comm::Communicator;
 use cpu::{Executor, Real, Scalars};
-use graph::{SlotId, ValueId, Weight};
 use plan::{Plan, StateTable};
+use spec::{Measure, SlotId, ValueId, Weight};
 use std::collections::HashMap;
 use tensor::HostTensor;
 
@@ -235,6 +235,12 @@ impl<T: Real> Engine<T> {
         Ok(first.map_or(("update/sum of gradients".to_string(), "reduce"), |path| (path, op)))
     }
 
+    /// Names of the method's other heads, in the order of `EvalValues::others`.
+    pub fn other_heads(&self) -> Vec<String> {
+        let plan = self.eval.iter();
+        plan.flat_map(|p| p.phases[0].losses.monitors[1..].iter().map(|m| m.name.clone())).collect()
+    }
+
     /// Logits of the evaluation head, and its counts, for one batch.
     pub fn evaluate(&mut self, inputs: &[(String, HostTensor)]) -> Result<EvalValues, TrainError> {
         self.prepare(Prepared::Eval);
@@ -253,6 +259,7 @@ impl<T: Real> Engine<T> {
             loss_sum: read(losses.terms[0].loss.parts[0].1)[0],
             top1: counts[0] as u64,
             top5: counts[1] as u64,
+            others: losses.monitors[1..].iter().map(|m| (m.name.clone(), read(m.value)[0] as u64)).collect(),
             logits: read(losses.outputs[0].1),
         })
     }
@@ -269,6 +276,8 @@ pub struct EvalValues {
     pub loss_sum: f64,
     pub top1: u64,
     pub top5: u64,
+    /// Correct rows of the method's other heads.
+    pub others: Vec<(String, u64)>,
     /// [batch, classes]
     pub logits: Vec<f64>,
 }
@@ -305,7 +314,16 @@ fn read_values<T: Real>(executor: &Executor<T>, plan: &Plan, phase: usize, scala
     }
     for monitor in &phase.losses.monitors {
         let by = scalars.divisor(monitor.divisor).max(1.0);
-        into.monitors.push((monitor.name.clone(), read(monitor.value, 0) / by));
+        let value = match monitor.measure {
+            Measure::Value => read(monitor.value, 0) / by,
+            Measure::Root => (read(monitor.value, 0) / by).sqrt(),
+            Measure::Ratio { to } => read(monitor.value, 0) / read(to, 0),
+            Measure::MeanMagnitude => {
+                let all = executor.read(plan, reduced[&monitor.value]);
+                all.iter().map(|x| x.abs()).sum::<f64>() / (by * all.len() as f64)
+            }
+        };
+        into.monitors.push((monitor.name.clone(), value));
     }
     if let Some([norm, _]) = phase.norm {
         into.grad_norm = executor.read(plan, norm)[0].sqrt();

@@ -16,6 +16,8 @@ pub struct Evaluation {
     pub top5: u64,
     /// Mean cross-entropy.
     pub loss: f64,
+    /// Images that the method's other heads name rightly.
+    pub others: Vec<(String, u64)>,
     /// Class name, correct, images; only when asked for.
     pub per_class: Vec<(String, u64, u64)>,
 }
@@ -43,13 +45,15 @@ pub(crate) fn evaluate<T: Real>(
     let deal = Deal::new(samples, batch, batch, LastBatch::Keep)?;
     let (rank, world) = (engine.comm().rank(), engine.comm().world_size());
     let micros = (0..deal.steps()).filter(|s| s % world == rank).flat_map(|s| deal.deal(s, 0, 1)).collect();
-    // Per class: correct, images. Then top-5 and the loss. Counts are exact in f64.
-    let mut sums = vec![0.0f64; 2 * classes + 2];
+    let others = engine.other_heads();
+    // Per class: correct, images. Then top-5, the loss, and correct ones of other heads. Counts are exact in f64.
+    let mut sums = vec![0.0f64; 2 * classes + 2 + others.len()];
     for batch in Prefetch::new(set.loader.clone(), epoch, micros, workers, 2)? {
         let batch = batch?;
         let values = engine.evaluate(&eval_inputs(&batch)?)?;
         sums[2 * classes] += values.top5 as f64;
         sums[2 * classes + 1] += values.loss_sum;
+        values.others.iter().enumerate().for_each(|(i, other)| sums[2 * classes + 2 + i] += other.1 as f64);
         let mut top1 = 0;
         for row in 0..batch.micro.units as usize {
             let class = batch.row_labels[row] as usize;
@@ -70,6 +74,7 @@ pub(crate) fn evaluate<T: Real>(
         top1: per_class.iter().map(|c| c.1).sum(),
         top5: sums[2 * classes] as u64,
         loss: sums[2 * classes + 1] / samples as f64,
+        others: others.into_iter().zip(sums[2 * classes + 2..].iter().map(|&n| n as u64)).collect(),
         per_class,
     })
 }

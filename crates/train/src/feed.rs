@@ -5,7 +5,7 @@ use crate::error::TrainError;
 use crate::inputs;
 use crate::recipe::Recipe;
 use data::{BatchSpec, ClassLists, Deal, Epoch, EpochKey, LastBatch, Loader, OnBad, Prefetch, Split, Stats};
-use graph::Spec;
+use spec::Spec;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,14 +31,20 @@ pub(crate) fn open_set(recipe: &Recipe, folder: &Path, split: Split, spec: Batch
 
 /// Batches for training.
 pub(crate) fn train_spec(recipe: &Recipe, spec: &Spec) -> BatchSpec {
-    let (augment, draws) = (inputs::train_augment(recipe), inputs::draws(spec));
-    BatchSpec { augment, draws, on_bad: recipe.data.on_bad_sample, pad_units: 0 }
+    BatchSpec {
+        augment: inputs::train_augment(recipe),
+        views: spec.views.iter().map(|v| v.augment).collect(),
+        draws: spec.draws.clone(),
+        on_bad: recipe.data.on_bad_sample,
+        pad_units: 0,
+    }
 }
 
 /// Batches for evaluation: one padded shape. A bad image counts as wrong.
 pub(crate) fn eval_spec(recipe: &Recipe) -> BatchSpec {
     BatchSpec {
         augment: inputs::eval_augment(recipe),
+        views: vec![],
         draws: vec![],
         on_bad: OnBad::Skip,
         pad_units: recipe.eval.batch,

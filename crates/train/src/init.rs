@@ -2,8 +2,8 @@
 
 use cpu::{Executor, Real};
 use data::{EpochKey, Purpose};
-use graph::Init;
 use plan::StateTable;
+use spec::Init;
 use tensor::{HostTensor, KCRS_TO_KRSC, KRSC_TO_KCRS, Shape};
 
 /// Fills every state of the table that is not a copy of another.

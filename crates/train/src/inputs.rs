@@ -5,7 +5,7 @@ use crate::error::TrainError;
 use crate::recipe::{Augment, Recipe};
 use crate::step::image_args;
 use data::{Batch, DrawData, Stats};
-use graph::{CellRule, DrawKind, ImageArgs, PairRule, Sampler, Spec, StepInput};
+use spec::{DrawKind, ImageArgs, Sampler, Spec, StepInput};
 use tensor::{HostTensor, Shape};
 
 /// How training images are varied, in the data side's terms.
@@ -56,32 +56,8 @@ pub(crate) fn sampler(spec: &Spec) -> data::Sampler {
             data::Sampler::Views { views: spec.views.len() + usize::from(spec.previous) }
         }
         Sampler::Shuffle => data::Sampler::Shuffle,
-        Sampler::Pairs(rule) => {
-            let rule = match rule {
-                PairRule::WithSelf => data::PairRule::WithSelf,
-                PairRule::WithoutSelf => data::PairRule::WithoutSelf,
-                PairRule::Partition => data::PairRule::Partition,
-            };
-            data::Sampler::Pairs { rule, partners: 1 }
-        }
+        Sampler::Pairs { rule, partners } => data::Sampler::Pairs { rule, partners },
     }
-}
-
-/// The draws that a method asks for.
-pub(crate) fn draws(spec: &Spec) -> Vec<data::DrawSpec> {
-    let kind = |kind: DrawKind| match kind {
-        DrawKind::CellMask { cells, gate, rule } => {
-            let rule = match rule {
-                CellRule::Probability(p) => data::CellRule::Probability(p),
-                CellRule::Count(k) => data::CellRule::Count(k),
-                CellRule::UniformCount => data::CellRule::UniformCount,
-            };
-            data::DrawKind::CellMask { cells, gate, rule }
-        }
-        DrawKind::Permutation => data::DrawKind::Permutation,
-        DrawKind::Lambda { alpha } => data::DrawKind::Lambda { alpha },
-    };
-    spec.draws.iter().map(|d| data::DrawSpec { name: d.name.clone(), kind: kind(d.kind) }).collect()
 }
 
 /// The inputs of one body: the first `rows` of each unit's views, and of the previous batch its last view.
@@ -94,8 +70,9 @@ pub(crate) fn micro(batch: &Batch, previous: Option<&Batch>, spec: &Spec) -> Res
     let labels: Vec<i32> = labels.take(rows).map(|(&l, &w)| if w == 0.0 { -1 } else { l }).collect();
     inputs.push(("label".to_string(), HostTensor::new(Shape::new(&[rows]), &labels)?));
     inputs.push(("index".to_string(), HostTensor::new(Shape::new(&[units]), index)?));
-    for (name, draw) in batch.draws.iter().filter(|(name, _)| !matches!(name.as_str(), "crop" | "flip")) {
-        inputs.push((format!("draw.{name}"), draw_tensor(draw, units)?));
+    for draw in &spec.draws {
+        let Some(drawn) = batch.draws.get(&draw.name) else { continue };
+        inputs.push((format!("draw.{}", draw.name), draw_tensor(drawn, draw.kind, units)?));
     }
     let mut previous_units = 0;
     if let Some(previous) = previous {
@@ -124,11 +101,20 @@ fn rows_of(batch: &Batch, rows: std::ops::Range<usize>, prefix: &str) -> Result<
     Ok(inputs)
 }
 
-fn draw_tensor(draw: &DrawData, units: usize) -> Result<HostTensor, TrainError> {
+fn draw_tensor(draw: &DrawData, kind: DrawKind, units: usize) -> Result<HostTensor, TrainError> {
+    let shape = match kind {
+        DrawKind::CellMask { cells, .. } => Shape::new(&[units, cells]),
+        DrawKind::Permutation => Shape::new(&[units]),
+        DrawKind::Lambda { .. } | DrawKind::CutShare { .. } => Shape::new(&[]),
+        DrawKind::CutBox { .. } => Shape::new(&[4]),
+        DrawKind::Cutout { .. } | DrawKind::Erase { .. } => Shape::new(&[units, 4]),
+    };
     Ok(match draw {
-        DrawData::F32(v) => HostTensor::new(Shape::new(&[]), &v[..1])?,
-        DrawData::I32(v) => HostTensor::new(Shape::new(&[v.len()]), v)?,
-        DrawData::U8(v) => HostTensor::new(Shape::new(&[units, v.len() / units.max(1)]), v)?,
+        DrawData::F32(v) => HostTensor::new(shape, std::slice::from_ref(v))?,
+        DrawData::I32(v) => HostTensor::new(shape, v)?,
+        DrawData::Box(v) => HostTensor::new(shape, v)?,
+        DrawData::Boxes(v) => HostTensor::new(shape, v.as_flattened())?,
+        DrawData::U8(v) => HostTensor::new(shape, v)?,
     })
 }
 

@@ -139,6 +139,9 @@ impl Journal {
         }
         fields.insert("top1".into(), json!(e.accuracy()));
         fields.insert("top5".into(), json!(e.accuracy5()));
+        for (name, correct) in &e.others {
+            fields.insert(name.clone(), json!(*correct as f64 / e.samples.max(1) as f64));
+        }
         self.metrics.write(at.global_step, Kind::Eval, &fields);
         let scalars =
             [("eval/top1", e.accuracy() as f32), ("eval/top5", e.accuracy5() as f32), ("eval/loss", e.loss as f32)];
@@ -168,6 +171,12 @@ impl Journal {
         .collect();
         self.metrics.write(at.global_step, Kind::Event, &fields);
         self.epoch_begin = Instant::now();
+    }
+
+    pub(crate) fn alarm(&mut self, step: u64, monitor: &str, value: f64) {
+        let fields = [("event", json!("alarm")), ("monitor", json!(monitor)), ("value", json!(value))];
+        let fields = fields.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+        self.metrics.write(step, Kind::Event, &fields);
     }
 
     pub(crate) fn saving(&mut self, at: &Position) {

@@ -2,10 +2,10 @@
 
 use crate::schedule::Schedule;
 use data::OnBad;
-use graph::Precision;
 use methods::MethodSpec;
 use nets::NetworkSpec;
 use serde::{Deserialize, Serialize};
+use spec::Precision;
 use std::path::PathBuf;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -56,6 +56,9 @@ pub struct DataSection {
     /// Side of training and test images of sets whose images differ in size. Default 224.
     #[serde(default = "side224")]
     pub size: usize,
+    /// Classes of sets that have no fixed number of them. Checked when the set is opened; lets `step` and `plan` go without the data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<usize>,
     /// Images of each class cut from the training set as a validation split. Default 0: none, and `eval.split` is the test set.
     #[serde(default)]
     pub validation_per_class: usize,
@@ -271,8 +274,8 @@ fn f32_name() -> Precision {
 
 /// Precisions by their names in recipes.
 pub mod precision_name {
-    use graph::Precision;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use spec::Precision;
 
     const NAMES: [(&str, Precision); 4] =
         [("f32", Precision::F32), ("tf32", Precision::Tf32), ("bf16", Precision::Bf16), ("f64", Precision::F64)];

@@ -1,6 +1,5 @@
-//! Learning rates over time (chapter 0.4), and weights that follow the epoch.
+//! Learning rates over time (chapter 0.4).
 
-use graph::Ramp;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -71,14 +70,6 @@ impl Schedule {
     }
 }
 
-/// The value of a ramped weight in an epoch.
-pub fn ramp(ramp: Ramp, epoch: usize) -> f64 {
-    match ramp {
-        Ramp::Linear { to, epochs } if epochs > 0.0 => to * ((epoch + 1) as f64 / epochs).min(1.0),
-        Ramp::Linear { to, .. } => to,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,12 +95,5 @@ mod tests {
         // Chapter 3.5: the last of 300 epochs runs at 2.7e-6.
         let long = Moment { epoch: 304, step: 0, steps_per_epoch: 10, epochs: 305 };
         assert!((s.lr(0.1, long) - 2.74e-6).abs() < 1e-8);
-    }
-
-    #[test]
-    fn a_ramp_reaches_its_end() {
-        let r = Ramp::Linear { to: 2.0, epochs: 4.0 };
-        assert_eq!((ramp(r, 0), ramp(r, 3), ramp(r, 9)), (0.5, 2.0, 2.0));
-        assert_eq!(ramp(Ramp::Linear { to: 2.0, epochs: 0.0 }, 0), 2.0);
     }
 }

@@ -21,9 +21,9 @@ use crate::weights::load_module;
 use comm::{Communicator, Solo, Threads};
 use cpu::Real;
 use data::{BatchSpec, OnBad, Split, sample_hash};
-use graph::{Precision, Setting};
 use methods::{Ce, MethodSpec};
 use nets::NetworkSpec;
+use spec::{Precision, Setting};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -91,18 +91,19 @@ impl Session {
         check_batches(&recipe, ranks)?;
         let folder = recipe.data.folder.clone();
         let plain = BatchSpec {
+            views: vec![],
             draws: vec![],
             augment: crate::inputs::train_augment(&recipe),
             on_bad: OnBad::Fail,
             pad_units: 0,
         };
         let probe = open_set(&recipe, &folder, Split::Train, plain)?;
-        let setting = Setting {
-            classes: probe.lists.classes(),
-            image: probe.loader.image_shape(),
-            samples: probe.lists.images(),
-            epochs: recipe.train.epochs,
-        };
+        let (classes, image) = (probe.lists.classes(), probe.loader.image_shape());
+        if let Some(expected) = recipe.data.classes.filter(|&expected| expected != classes) {
+            let what = format!("data.classes: expected {expected} classes in {}, got {classes}", folder.display());
+            return Err(TrainError::Setting(what));
+        }
+        let setting = Setting::new(classes, image, probe.lists.images(), recipe.train.epochs);
         let model = Model::new(&recipe, setting)?;
         let train_set = open_set(&recipe, &folder, Split::Train, train_spec(&recipe, &model.spec))?;
         let eval_split = if recipe.eval.split == "val" { Split::Val } else { Split::Test };
@@ -190,8 +191,9 @@ impl Session {
         if let Some(path) = &self.recipe.train.init_weights {
             load_module(&mut engine.executor, &engine.states, "student.", path)?;
         }
-        for teacher in &self.recipe.teacher {
-            load_module(&mut engine.executor, &engine.states, "teacher.", &teacher.weights)?;
+        for (i, teacher) in self.recipe.teacher.iter().enumerate() {
+            let module = format!("{}.", spec::teacher_module(i));
+            load_module(&mut engine.executor, &engine.states, &module, &teacher.weights)?;
         }
         engine.loaded();
         Ok(engine)

@@ -1,14 +1,15 @@
 //! Between an engine's states and a checkpoint's tensor groups.
 //!
-//! `model`: the student under published names, a method's modules and trained teachers under their own. `ema`: the moving
+//! `model`: the student under published names; a method's modules, trained teachers and what the evaluation head reads of
+//! a frozen one under their own. `ema`: the moving
 //! average, published names. `optim`: momenta. `data`: per-sample and rolling state. Frozen teachers are not stored.
 
 use crate::engine::Engine;
 use crate::error::TrainError;
-use crate::weights::{module_tensors, published, read_state, write_state};
+use crate::weights::{module_tensors, published, read_state, states_read, write_state};
 use cpu::Real;
-use graph::{Op, StateKind};
 use plan::StateEntry;
+use spec::{Op, StateKind};
 use std::collections::{BTreeMap, HashSet};
 use tensor::safe::Tensors;
 
@@ -27,11 +28,13 @@ fn filed<'a>(entry: &'a StateEntry, written: &HashSet<String>) -> Option<(&'stat
     }
 }
 
+/// States that training writes or the evaluation head reads.
 fn written<T: Real>(engine: &Engine<T>) -> HashSet<String> {
     let graph = &engine.plan().graph;
     let trains = |op: &Op| matches!(op, Op::Sgd(_) | Op::BnRunning { .. });
     let states = graph.nodes.iter().filter(|n| trains(&n.op)).flat_map(|n| n.op.states());
-    states.map(|s| graph.state(s).name.clone()).collect()
+    let head = engine.eval.iter().flat_map(|plan| states_read(&plan.graph));
+    states.map(|s| graph.state(s).name.clone()).chain(head).collect()
 }
 
 /// All states that a resumed run needs; `forwards` counts training micro-batches, for `num_batches_tracked`.

@@ -2,8 +2,8 @@
 
 use crate::error::TrainError;
 use crate::recipe::Recipe;
-use graph::{ImageArgs, Method, Network, Precision, Setting, Spec, StepInput};
 use plan::{Fusion, Layout, OptimizerArgs, Options, Plan, StateTable, StepSource, Storage};
+use spec::{Graph, ImageArgs, Method, Network, Precision, Setting, Spec, StepInput};
 
 /// What a recipe builds, before any number is known.
 #[derive(Debug)]
@@ -18,11 +18,14 @@ pub struct Model {
 
 impl Model {
     /// Networks and method of a recipe, for images and classes as the data set has them.
-    pub fn new(recipe: &Recipe, setting: Setting) -> Result<Model, TrainError> {
+    pub fn new(recipe: &Recipe, mut setting: Setting) -> Result<Model, TrainError> {
         let wrong = |what: String| TrainError::Setting(what);
         let student = recipe.network.build(setting.classes).map_err(|e| wrong(e.to_string()))?;
         let named = recipe.teacher.iter().map(|t| nets::NetworkSpec::new(&t.name).build(setting.classes));
         let teachers = named.collect::<Result<Vec<_>, _>>().map_err(|e| wrong(format!("[[teacher]] {e}")))?;
+        setting.teachers = teachers.iter().map(|t| t.classifier()).collect();
+        setting.lr = recipe.optimizer.base_lr(recipe.train.global_batch).0;
+        setting.momentum = recipe.optimizer.momentum;
         let method = recipe.method.clone().build();
         let spec = method.spec(&setting).map_err(|e| wrong(format!("[method] {e}")))?;
         if teachers.len() != spec.teachers {
@@ -32,7 +35,14 @@ impl Model {
                 teachers.len()
             )));
         }
-        Ok(Model { method, spec, setting, student, teachers, precision: recipe.train.precision })
+        let model = Model { method, spec, setting, student, teachers, precision: recipe.train.precision };
+        model.source([2, 2], 2, None).fits().map_err(|e| wrong(format!("[method] {e}")))?;
+        Ok(model)
+    }
+
+    /// The graph of a training step on float images, before any pass.
+    pub(crate) fn training_graph(&self, units: [usize; 2]) -> Graph {
+        self.source(units, units[0], None).training().graph
     }
 
     fn source(&self, units: [usize; 2], rolling_units: usize, input: Option<StepInput>) -> StepSource<'_> {

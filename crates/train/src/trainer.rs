@@ -10,12 +10,12 @@ use crate::journal::Journal;
 use crate::manifest::RunState;
 use crate::metrics::{Kind, MetricsLog};
 use crate::recipe::{OnNonfinite, Recipe};
-use crate::schedule::{Moment, ramp};
+use crate::schedule::Moment;
 use crate::signals::{Request, Signals};
 use crate::snapshot;
 use cpu::Real;
 use serde::{Deserialize, Deserializer, Serialize};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
 /// Steps in a row that may be skipped as not finite.
@@ -40,6 +40,11 @@ pub(crate) struct Position {
     pub skipped: u64,
     pub last: Option<Score>,
     pub best: Option<Score>,
+    /// First values of monitors that raise an alarm, and those that did.
+    #[serde(default)]
+    pub firsts: BTreeMap<String, f64>,
+    #[serde(default)]
+    pub alarmed: BTreeSet<String>,
 }
 
 /// An evaluation's result and when it was.
@@ -68,7 +73,7 @@ pub(crate) struct Trainer<'a, T> {
     pub engine: Engine<T>,
     pub feed: Feed,
     pub eval_set: &'a Set,
-    pub slots: Vec<graph::SlotSpec>,
+    pub slots: Vec<spec::SlotSpec>,
     pub base_lr: f64,
     pub position: Position,
     /// Samples that could not be read so far, by index.
@@ -142,7 +147,7 @@ impl<T: Real> Trainer<'_, T> {
         let StepBatches { micros, all_units, bad } = self.feed.step(self.position.step)?;
         self.note_bad(&bad)?;
         let mut slots: HashMap<String, f64> =
-            self.slots.iter().map(|s| (s.name.clone(), ramp(s.ramp, self.position.epoch))).collect();
+            self.slots.iter().map(|s| (s.name.clone(), s.ramp.at(self.position.epoch))).collect();
         slots.insert("lr".to_string(), self.lr(steps));
         slots.insert("ema_decay".to_string(), self.recipe.train.ema_decay.unwrap_or(0.0));
         let values = self.engine.step(&StepInputs { micros: &micros, all_units: &all_units, slots: &slots })?;
@@ -160,6 +165,25 @@ impl<T: Real> Trainer<'_, T> {
         self.position.global_step += 1;
         self.position.forwards += all_units.len() as u64;
         Ok(values)
+    }
+
+    /// Warns, once each, of monitors that fell below the share of their first value at which the method calls it lost.
+    fn alarms(&mut self, values: &StepValues) {
+        let monitors = self.engine.plan().phases.iter().flat_map(|p| &p.losses.monitors);
+        let alarms: Vec<_> = monitors.filter_map(|m| Some((m.name.clone(), m.alarm?))).collect();
+        for (name, share) in alarms {
+            let Some(now) = values.monitors.iter().find(|m| m.0 == name).map(|m| m.1) else { continue };
+            let first = *self.position.firsts.entry(name.clone()).or_insert(now);
+            if now < share * first
+                && self.position.alarmed.insert(name.clone())
+                && let Some(lead) = &mut self.lead
+            {
+                let step = self.position.global_step;
+                let what = format!("{name} is {now:.4}, below {share} of the {first:.4} it began with");
+                lead.journal.message(&format!("warning: step {step}: {what}: the features have collapsed"));
+                lead.journal.alarm(step, &name, now);
+            }
+        }
     }
 
     /// Counts bad samples against the limit and lists them, each once.
@@ -181,8 +205,10 @@ impl<T: Real> Trainer<'_, T> {
     fn record(&mut self, values: &StepValues, steps: usize, pace: f64) {
         let row: Vec<f64> = std::iter::once(values.loss)
             .chain(values.terms.iter().map(|t| t.1))
-            .chain(values.monitors.iter().map(|m| m.1))
+            .chain(values.monitors.iter().filter(|m| m.0 != "top1").map(|m| m.1))
+            .chain(values.monitors.iter().filter(|m| m.0 == "top1").map(|m| m.1)) // the journal reads the last one
             .collect();
+        self.alarms(values);
         if values.nonfinite.is_none() {
             self.position.counted += 1;
             self.position.sums.resize(row.len(), 0.0);

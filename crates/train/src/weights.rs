@@ -2,9 +2,10 @@
 
 use crate::error::TrainError;
 use cpu::{Executor, Real};
-use graph::{Graph, StateKind};
 use nets::{EntryValue, state_dict};
 use plan::{StateEntry, StateTable};
+use spec::{Graph, Source, StateKind};
+use std::collections::HashSet;
 use std::path::Path;
 use tensor::safe::{self, Metadata, Tensors};
 use tensor::{HostTensor, KCRS_TO_KRSC, KRSC_TO_KCRS, Shape};
@@ -51,6 +52,13 @@ fn published_shape(shape: Shape) -> Shape {
     if shape.rank() == 4 { Shape::new(&KRSC_TO_KCRS.map(|axis| shape[axis])) } else { shape }
 }
 
+/// Names of the states that some node of the graph reads.
+pub(crate) fn states_read(graph: &Graph) -> HashSet<String> {
+    let inputs = graph.nodes.iter().flat_map(|n| &n.inputs);
+    let read = inputs.filter_map(|&v| if let Source::State(s) = graph.value(v).source { Some(s) } else { None });
+    read.map(|s| graph.state(s).name.clone()).collect()
+}
+
 /// A module's parameters and buffers with `num_batches_tracked`, under published names; `prefix` is that of the states
 /// (`student.`, `ema.student.`), `forwards` the training forwards so far.
 pub(crate) fn module_tensors<T: Real>(
@@ -74,7 +82,8 @@ pub(crate) fn module_tensors<T: Real>(
     Ok(tensors)
 }
 
-/// Fills the parameters and buffers of `module` (`student.`, `teacher.`) from a file. Every name must be there, and no other.
+/// Fills the parameters and buffers of `module` (`student.`, `teacher.`) from a file. Every name must be there, and no other but those
+/// of a method's modules and trained teachers, which go to the states of their names if there are any.
 pub(crate) fn load_module<T: Real>(
     executor: &mut Executor<T>,
     table: &StateTable,
@@ -96,9 +105,13 @@ pub(crate) fn load_module<T: Real>(
             }
         }
     }
-    // What belongs to a method's modules is not this network's; counters are not used.
-    let extra = |name: &&String| !name.ends_with("num_batches_tracked") && !name.starts_with("method.");
-    wrong.extend(tensors.keys().filter(extra).map(|name| format!("{name}: not a tensor of this network")));
+    for (name, tensor) in tensors.iter().filter(|(name, _)| !name.ends_with("num_batches_tracked")) {
+        match table.find(name).filter(|_| name.starts_with("method.") || name.starts_with("teacher")) {
+            Some(entry) => wrong.extend(write_state(executor, entry, tensor).err().map(|why| format!("{name}: {why}"))),
+            None if name.starts_with("method.") || name.starts_with("teacher") => {}
+            None => wrong.push(format!("{name}: not a tensor of this network")),
+        }
+    }
     if wrong.is_empty() {
         return Ok(metadata);
     }

@@ -1,9 +1,9 @@
 //! The plans of shipped recipes are golden text: a change of a pass is a readable difference.
 
-use graph::{Method, Precision, Setting};
 use methods::Kd;
 use nets::NetworkSpec;
 use plan::{Fusion, OptimizerArgs, Options, StateTable, StepSource, Storage};
+use spec::{Method, Precision, Setting};
 use std::path::PathBuf;
 use train::recipe::Recipe;
 use train::{PlanOptions, plan_of};
@@ -50,7 +50,7 @@ fn quickstart() {
 /// resnet8 taught by a frozen resnet14 on 32 x 32 images in bf16 as a GPU runs it: folded weights, teacher first.
 #[test]
 fn kd_resnet8_resnet14() {
-    let setting = Setting { classes: 100, image: [32, 32, 3], samples: 50_000, epochs: 240 };
+    let setting = Setting::new(100, [32, 32, 3], 50_000, 240);
     let net = |name: &str| NetworkSpec::new(name).build(100).unwrap();
     let (method, student, teachers) = (Kd::default(), net("resnet8"), [net("resnet14")]);
     let spec = method.spec(&setting).unwrap();

@@ -3,11 +3,11 @@
 
 mod proof;
 
-use graph::{
+use proof::{Run, SIDE, run, states_of};
+use spec::{
     Expr, Losses, Method, Net, Network, PhaseSpec, RowMask, Setting, Spec, StateSpec, StateUse, Step, Taps, TrainRange,
     View,
 };
-use proof::{Run, SIDE, run, states_of};
 
 /// conv 3→6, batch norm, ReLU, mean, linear.
 #[derive(Debug)]
@@ -18,6 +18,10 @@ impl Network for Tiny {
         let x = net.bn("bn1", net.conv("conv1", image, 6, 3, 1)).relu();
         let pooled = x.mean_hw();
         Taps { stages: vec![x], pooled, logits: net.linear("fc", pooled, 4) }
+    }
+
+    fn classifier(&self) -> &'static str {
+        "fc"
     }
 }
 
@@ -37,7 +41,7 @@ impl Method for TwoPhases {
     }
 
     fn losses<'g>(&self, phase: usize, step: &Step<'g>) -> Losses {
-        let teacher = step.teacher_in_training(step.image());
+        let teacher = step.teacher_in_training(0, step.image());
         if phase == 1 {
             return Losses::new().term("bias", 1.0, teacher.logits.cross_entropy(step.label()));
         }
@@ -60,7 +64,7 @@ struct TwoViews {
 
 impl Method for TwoViews {
     fn spec(&self, _: &Setting) -> Result<Spec, String> {
-        let view = |name: &str| View { name: name.into(), augment: graph::Augment::Recipe };
+        let view = |name: &str| View { name: name.into(), augment: spec::Augment::Recipe };
         Ok(Spec { views: vec![view("weak"), view("strong")], teachers: 1, ..Spec::default() })
     }
 

@@ -12,6 +12,7 @@ fn reals<T: Real>(seed: u64, shape: &[usize]) -> Buffer {
 
 fn bits(buffer: &Buffer) -> Vec<u32> {
     match buffer.dtype {
+        Dtype::I32 => buffer.f64s::<f32>().iter().map(|&i| i as i32 as u32).collect(),
         Dtype::U8 => buffer.get_u8().iter().map(|&b| b.into()).collect(),
         _ => buffer.get::<f32>().iter().map(|x| x.to_bits()).collect(),
     }
@@ -156,8 +157,13 @@ fn row_table<T: Real>(limit: f64) {
     let [logits, teacher] = [1, 2].map(|seed| case.leaf(reals::<T>(seed, &[2 * n, k])));
     let probabilities = case.one(Op::Softmax { temperature: 1.0 }, &[teacher]);
     let label = case.leaf(Buffer::i32(&[2 * n], &[0, 3, -1, 6, 2, 2, 0, 3, -1, 6, 2, 2]));
+    let candidates = case.leaf(Buffer::i32(&[2 * n, 2], &(0..4 * n as i32).map(|i| i * 3 % 7).collect::<Vec<_>>()));
     let term = |kind, mask| RowTerm { kind, mask, divisor };
-    let (ce, kl) = (RowKind::CrossEntropy { on: 0.9, off: 0.02 }, RowKind::Kl { temperature: 4.0 });
+    let fixed = Temperature::Fixed(4.0);
+    let ce = RowKind::CrossEntropy { target: Target::Label { on: 0.9, off: 0.02 }, temperature: 1.0 };
+    let soft = RowKind::CrossEntropy { target: Target::Probabilities, temperature: 1.0 };
+    let kl = RowKind::Kl { target: Target::Logits, temperature: fixed };
+    let norm = RowKind::NonTargetKl { temperature: Temperature::Std { scale: 2.0 } };
     let masks =
         [RowMask::All, RowMask::Confident { threshold: 0.25 }, RowMask::LabelProb { rule: MaskRule::GreaterOrEqual }];
     // (term, operands as (input, first row), weights of student and target).
@@ -168,9 +174,18 @@ fn row_table<T: Real>(limit: f64) {
         (term(kl, masks[0]), vec![(0, 0), (0, n)], Some(8.0), Some(8.0)),
         (term(kl, masks[1]), vec![(0, n), (1, 0), (1, n)], Some(2.0), Some(3.0)),
         (term(kl, masks[2]), vec![(0, 0), (1, n), (0, 0), (0, n), (2, 0)], Some(1.0), None),
-        (term(RowKind::SoftCrossEntropy, masks[0]), vec![(0, 0), (3, 0)], Some(0.25), None),
+        (term(soft, masks[0]), vec![(0, 0), (3, 0)], Some(0.25), None),
+        (
+            term(RowKind::TargetKl { temperature: fixed }, masks[1]),
+            vec![(0, n), (1, 0), (2, 0), (1, n)],
+            Some(1.0),
+            None,
+        ),
+        (term(norm, masks[0]), vec![(0, 0), (1, 0), (2, n)], Some(0.5), None),
+        (term(RowKind::GeneralizedCrossEntropy { q: 0.7 }, masks[0]), vec![(0, n), (4, 0)], Some(1.0), None),
+        (term(RowKind::BinaryCrossEntropy { class: 2 }, masks[0]), vec![(0, 0)], Some(0.1), None),
     ];
-    let inputs = [logits, teacher, label, probabilities];
+    let inputs = [logits, teacher, label, probabilities, candidates];
     let table = RowTable {
         terms: lines
             .iter()
@@ -230,6 +245,33 @@ fn results_do_not_depend_on_the_number_of_threads() {
     assert_eq!(results[0], results[2]);
 }
 
+/// Rows of more than one block, of every op over rows of logits.
+fn row_ops(case: &mut Case<f32>) {
+    let (n, k) = (70, 130);
+    let [z, t] = [6, 7].map(|seed| case.leaf(reals::<f32>(seed, &[n, k])));
+    let features = case.leaf(reals::<f32>(8, &[n, 24]));
+    let label = case.leaf(Buffer::i32(&[n], &(0..n as i32).map(|i| i * 7 % k as i32).collect::<Vec<_>>()));
+    let (over, weight) = (over(n), Weight::from(2.0));
+    let terms = [
+        (RowKind::HARD, vec![z, label]),
+        (RowKind::Kl { target: Target::Logits, temperature: Temperature::Std { scale: 2.0 } }, vec![z, t]),
+        (RowKind::NonTargetKl { temperature: Temperature::Fixed(4.0) }, vec![z, t, label]),
+        (RowKind::BinaryCrossEntropy { class: 3 }, vec![z]),
+    ];
+    for (kind, inputs) in terms {
+        let term = RowTerm { kind, mask: RowMask::All, divisor: over };
+        case.one(Op::RowLoss(term), &inputs);
+        case.one(Op::RowLossGrad { term, side: Side::Student, weight }, &inputs);
+    }
+    for axis in [Axis::Batch, Axis::Channel] {
+        case.one(Op::Correlation { over: axis, divisor: over }, &[z, t]);
+        case.one(Op::CorrelationGrad { over: axis, divisor: over, weight }, &[z, t]);
+    }
+    case.one(Op::Softmax { temperature: 2.0 }, &[z]);
+    case.one(Op::TopK { k: 5 }, &[z]);
+    case.one(Op::NeighbourTargets { omega: 0.5, temperature: 4.0 }, &[features, z]);
+}
+
 /// Ops over several blocks, with tails: every one that sums or splits.
 fn large_ops() -> Vec<Vec<u32>> {
     let mut case = Case::<f32>::new();
@@ -251,6 +293,8 @@ fn large_ops() -> Vec<Vec<u32>> {
     case.one(Op::AddBias, &[x, beta]);
     case.one(Op::Binary(Binary::Mul), &[x, dy]);
     case.one(Op::SquaredError { divisor: over(1) }, &[x, dy]);
+    case.one(Op::ChannelShuffle { groups: 19 }, &[x]);
+    row_ops(&mut case);
     case.push(Op::GradNorm { grads: 1 }, &[x, dy]);
     let conv = ConvArgs { stride: 2, pad: 1, groups: 1 };
     let w = case.leaf(reals::<f32>(5, &[21, 3, 3, 19]));

@@ -1,25 +1,24 @@
 //! Gradients against central differences in f64, through the rules of the graph.
 
-use crate::golden::over;
 use crate::interpreter::{Buffer, Case, LR, error, noise};
 use graph::*;
 use std::collections::HashMap;
 use tensor::Dtype;
 
 /// What is differentiated: a value, weighted by noise, or a sum of weighted losses.
-enum Target {
+pub(crate) enum Of {
     Value(ValueId),
     Losses(Vec<(ValueId, Weight)>),
 }
 
 /// A case under construction; float leaves are differentiated, in order of creation.
-struct Make {
-    case: Case<f64>,
+pub(crate) struct Make {
+    pub(crate) case: Case<f64>,
     wrt: Vec<ValueId>,
 }
 
 impl Make {
-    fn real(&mut self, shape: &[usize]) -> ValueId {
+    pub(crate) fn real(&mut self, shape: &[usize]) -> ValueId {
         let seed = self.case.leaves.len() as u64;
         let id = self.case.leaf(Buffer::real::<f64>(shape, noise(seed).take(shape.iter().product())));
         self.wrt.push(id);
@@ -27,36 +26,31 @@ impl Make {
     }
 
     /// A float that no gradient is wanted of.
-    fn constant(&mut self, shape: &[usize], values: impl IntoIterator<Item = f64>) -> ValueId {
+    pub(crate) fn constant(&mut self, shape: &[usize], values: impl IntoIterator<Item = f64>) -> ValueId {
         self.case.leaf(Buffer::real::<f64>(shape, values))
     }
 
-    fn i32(&mut self, values: &[i32]) -> ValueId {
+    pub(crate) fn i32(&mut self, values: &[i32]) -> ValueId {
         self.case.leaf(Buffer::i32(&[values.len()], values))
     }
 
-    fn op(&mut self, op: Op, inputs: &[ValueId]) -> Target {
-        Target::Value(self.case.one(op, inputs))
-    }
-
-    fn loss(&mut self, kind: RowKind, mask: RowMask, weight: impl Into<Weight>, inputs: &[ValueId]) -> Target {
-        let divisor = over(self.case.graph.shape(inputs[0])[0]);
-        Target::Losses(vec![(self.case.one(Op::RowLoss(RowTerm { kind, mask, divisor }), inputs), weight.into())])
+    fn op(&mut self, op: Op, inputs: &[ValueId]) -> Of {
+        Of::Value(self.case.one(op, inputs))
     }
 }
 
 /// Largest error over the leaves between the rules' gradient and central differences.
-fn check(name: &str, build: fn(&mut Make) -> Target) {
+pub(crate) fn check(name: &str, build: fn(&mut Make) -> Of) {
     let mut make = Make { case: Case::new(), wrt: vec![] };
     let target = build(&mut make);
     let Make { mut case, wrt } = make;
     let (seeds, losses) = match target {
-        Target::Value(y) => {
+        Of::Value(y) => {
             let shape = case.graph.shape(y);
             let dy = case.leaf(Buffer::real::<f64>(shape.dims(), noise(99).take(shape.elements())));
             (vec![(y, dy)], vec![])
         }
-        Target::Losses(losses) => (vec![], losses),
+        Of::Losses(losses) => (vec![], losses),
     };
     let total = |case: &Case<f64>| {
         let values = case.evaluate();
@@ -96,18 +90,18 @@ fn check(name: &str, build: fn(&mut Make) -> Target) {
     }
 }
 
-fn conv(m: &mut Make, x: [usize; 4], w: [usize; 4], [stride, pad, groups]: [usize; 3]) -> Target {
+fn conv(m: &mut Make, x: [usize; 4], w: [usize; 4], [stride, pad, groups]: [usize; 3]) -> Of {
     let (x, w) = (m.real(&x), m.real(&w));
     m.op(Op::Conv(ConvArgs { stride, pad, groups }), &[x, w])
 }
 
-fn matmul(m: &mut Make, ta: bool, tb: bool) -> Target {
+fn matmul(m: &mut Make, ta: bool, tb: bool) -> Of {
     let (a, b) = (m.real(if ta { &[4, 3] } else { &[3, 4] }), m.real(if tb { &[5, 4] } else { &[4, 5] }));
     let bias = m.real(&[5]);
     m.op(Op::Matmul(MatmulArgs { ta, tb, dtype: Dtype::F64 }), &[a, b, bias])
 }
 
-fn batch_norm(m: &mut Make, shape: &[usize], groups: usize) -> Target {
+fn batch_norm(m: &mut Make, shape: &[usize], groups: usize) -> Of {
     let c = shape[shape.len() - 1];
     let (x, gamma, beta) = (m.real(shape), m.real(&[c]), m.real(&[c]));
     let stats = m.case.push(Op::BnStats { groups }, &[x]);
@@ -115,11 +109,8 @@ fn batch_norm(m: &mut Make, shape: &[usize], groups: usize) -> Target {
     m.op(Op::BnApply { bn, source: StatsSource::Batch }, &[x, stats[0], stats[1], gamma, beta])
 }
 
-const HARD: RowKind = RowKind::CrossEntropy { on: 1.0, off: 0.0 };
-const KL: RowKind = RowKind::Kl { temperature: 4.0 };
-
 /// (op and sizes, why these, the case).
-type Row = (&'static str, &'static str, fn(&mut Make) -> Target);
+pub(crate) type Row = (&'static str, &'static str, fn(&mut Make) -> Of);
 
 const TABLE: &[Row] = &[
     ("conv 3x3 stride 2", "padding cut on one side", |m| conv(m, [2, 6, 5, 3], [4, 3, 3, 3], [2, 1, 1])),
@@ -202,39 +193,9 @@ const TABLE: &[Row] = &[
         let mask = m.case.leaf(Buffer::u8(&[2, 6], &[1, 0, 0, 1, 1, 0, 0, 0, 1, 0, 1, 1]));
         m.op(Op::PatchSwap { cell: 2 }, &[x, mask])
     }),
-    ("cross-entropy", "a padded row", |m| {
-        let (z, label) = (m.real(&[4, 5]), m.i32(&[3, -1, 0, 4]));
-        m.loss(HARD, RowMask::All, 0.7, &[z, label])
-    }),
-    ("smoothed cross-entropy", "on + (k − 1) off is not 1, weight in a slot", |m| {
-        let (z, label) = (m.real(&[3, 5]), m.i32(&[3, 1, 0]));
-        let weight = Weight { factor: 5.0, slot: Some(LR) };
-        m.loss(RowKind::CrossEntropy { on: 0.8, off: 0.1 }, RowMask::All, weight, &[z, label])
-    }),
-    ("soft cross-entropy", "probabilities from a softmax", |m| {
-        let (z, t) = (m.real(&[3, 5]), m.constant(&[3, 5], noise(8).take(15)));
-        let q = m.case.one(Op::Softmax { temperature: 2.0 }, &[t]);
-        m.loss(RowKind::SoftCrossEntropy, RowMask::All, 1.0, &[z, q])
-    }),
-    ("KL, both sides", "a target that is not detached", |m| {
-        let (z, t) = (m.real(&[3, 5]), m.real(&[3, 5]));
-        m.loss(KL, RowMask::All, 16.0, &[z, t])
-    }),
-    ("KL where confident", "some rows count", |m| {
-        let (z, t) = (m.real(&[6, 3]), m.real(&[6, 3]));
-        let of = m.constant(&[6, 3], noise(3).take(18).map(|x| 3.0 * x));
-        m.loss(KL, RowMask::Confident { threshold: 0.7 }, 1.0, &[z, t, of])
-    }),
-    ("KL where the label is likelier", "a padded row", |m| {
-        let (z, t) = (m.real(&[6, 3]), m.real(&[6, 3]));
-        let (a, b) = (m.constant(&[6, 3], noise(3).take(18)), m.constant(&[6, 3], noise(4).take(18)));
-        let label = m.i32(&[0, 2, 1, -1, 0, 1]);
-        m.loss(KL, RowMask::LabelProb { rule: MaskRule::Greater }, 1.0, &[z, t, a, b, label])
-    }),
-    ("squared error", "both sides", |m| {
-        let (a, b) = (m.real(&[3, 5]), m.real(&[3, 5]));
-        let loss = m.case.one(Op::SquaredError { divisor: over(15) }, &[a, b]);
-        Target::Losses(vec![(loss, Weight::from(0.5))])
+    ("channel_shuffle", "groups of three", |m| {
+        let x = m.real(&[2, 3, 12]);
+        m.op(Op::ChannelShuffle { groups: 3 }, &[x])
     }),
 ];
 

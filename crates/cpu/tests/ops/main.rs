@@ -3,6 +3,9 @@
 
 mod exact;
 mod finite;
+mod finite_losses;
 mod golden;
+mod golden_losses;
 mod interpreter;
+mod oracles;
 mod state;

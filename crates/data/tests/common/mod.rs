@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use data::{
     Augment, BatchSpec, ClassLists, DataError, Dataset, Epoch, EpochKey, Holdout, Meta, OnBad, RawImage, Sampler,
@@ -16,6 +17,8 @@ pub(crate) struct Memory {
     pub(crate) size: [usize; 2],
     pub(crate) grows: usize,
     pub(crate) bad: BTreeMap<usize, &'static str>,
+    /// Calls of `read` so far.
+    pub(crate) reads: Arc<AtomicUsize>,
 }
 
 impl Memory {
@@ -23,7 +26,7 @@ impl Memory {
         let classes = labels.iter().max().map_or(1, |&c| c as usize + 1);
         let classes = (0..classes).map(|c| format!("class {c}")).collect();
         let meta = Meta { name: "memory".into(), classes, channels, size: Some(size), labels: labels.to_vec() };
-        Memory { meta, size, grows: 0, bad: BTreeMap::new() }
+        Memory { meta, size, grows: 0, bad: BTreeMap::new(), reads: Arc::default() }
     }
 
     /// Sizes vary with the index, in `grows + 1` steps.
@@ -46,6 +49,7 @@ impl Dataset for Memory {
         &self.meta
     }
     fn read(&self, index: usize, image: &mut RawImage) -> Result<(), DataError> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         if let Some(reason) = self.bad.get(&index) {
             return Err(DataError::Sample { index, place: self.place(index), reason: reason.to_string() });
         }
@@ -63,7 +67,7 @@ pub(crate) fn labels() -> Vec<u32> {
 }
 
 pub(crate) fn spec(augment: Augment) -> BatchSpec {
-    BatchSpec { augment, draws: Vec::new(), on_bad: OnBad::Fail, pad_units: 0 }
+    BatchSpec { augment, views: Vec::new(), draws: Vec::new(), on_bad: OnBad::Fail, pad_units: 0 }
 }
 
 pub(crate) fn key(epoch: u32) -> EpochKey {

@@ -1,6 +1,6 @@
 //! A method's step on networks that show their logits in the image, and its value, straight from the formulas in f64.
 
-use graph::*;
+use spec::*;
 use std::collections::BTreeMap;
 
 /// Logits are channels `start..start + classes` of a 1×1 image.
@@ -14,6 +14,10 @@ impl Network for Bare {
     fn build<'g>(&self, _net: &Net<'g>, image: Expr<'g>) -> Taps<'g> {
         let pooled = image.mean_hw();
         Taps { stages: vec![], pooled, logits: pooled.slice_channels(self.start, self.classes) }
+    }
+
+    fn classifier(&self) -> &'static str {
+        "fc"
     }
 }
 
@@ -29,10 +33,14 @@ impl Network for Small {
         let pooled = x.mean_hw();
         Taps { stages: vec![x], pooled, logits: net.linear("fc", pooled, self.classes) }
     }
+
+    fn classifier(&self) -> &'static str {
+        "fc"
+    }
 }
 
 pub(crate) fn setting(classes: usize, image: [usize; 3]) -> Setting {
-    Setting { classes, image, samples: 100, epochs: 10 }
+    Setting { lr: 0.05, momentum: 0.9, teachers: vec!["fc"], ..Setting::new(classes, image, 100, 10) }
 }
 
 /// What a method made of its only phase.
@@ -134,6 +142,11 @@ impl Built {
                     rows.flat_map(|row| row[*start..start + len].to_vec()).collect()
                 }
                 (Op::RowLoss(term), _) => vec![row_loss(term, &x, dims[0]) / self.divisor(term.divisor)],
+                (Op::GatherRows, _) => x[1].iter().map(|&i| x[0][i as usize]).collect(),
+                (Op::TopK { k }, _) => {
+                    let rows = x[0].chunks(*dims.last().unwrap());
+                    rows.flat_map(|row| top(row, *k)).collect()
+                }
                 (Op::Correct { .. }, _) => vec![0.0; 2],
                 (op, _) => panic!("{op} is not among the ops of these tests"),
             };
@@ -146,6 +159,13 @@ impl Built {
         let units = self.graph.units;
         (divisor.constant as usize + (0..2).map(|r| divisor.per_unit[r] as usize * units[r]).sum::<usize>()) as f64
     }
+}
+
+/// Classes of the `k` largest logits, the lower class first among equals.
+fn top(row: &[f64], k: usize) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
+    order[..k].iter().map(|&c| c as f64).collect()
 }
 
 /// Images of one cell each.
@@ -170,32 +190,53 @@ pub(crate) fn log_softmax(row: &[f64], t: f64) -> Vec<f64> {
     row.iter().map(|z| (z - max) / t - norm).collect()
 }
 
-/// Σ over counted rows.
+/// The target distribution of row `r`.
+fn target(target: Target, x: &[&[f64]], r: usize, classes: usize, t: f64) -> Vec<f64> {
+    let label = |i: usize| x[i][r] as usize;
+    let at = |on: usize| move |c: usize| f64::from(u8::from(c == on));
+    match target {
+        Target::Label { on, off } => (0..classes).map(|c| if c == label(1) { on } else { off }).collect(),
+        Target::MixedLabel => {
+            let (a, b, lambda) = (at(label(1)), at(label(2)), x[3][0]);
+            (0..classes).map(|c| lambda * a(c) + (1.0 - lambda) * b(c)).collect()
+        }
+        Target::Probabilities => x[1][r * classes..(r + 1) * classes].to_vec(),
+        Target::Logits => softmax(&x[1][r * classes..(r + 1) * classes], t),
+    }
+}
+
+/// Σ over counted rows. Methods whose loss is of another kind have goldens of whole steps.
 fn row_loss(term: &RowTerm, x: &[&[f64]], n: usize) -> f64 {
     let k = x[0].len() / n;
     let row = |i: usize, r: usize| &x[i][r * k..(r + 1) * k];
+    let mask = 1 + term.kind.targets();
     let counted = |r: usize| match term.mask {
         RowMask::All => true,
         RowMask::LabelProb { rule } => {
-            let label = x[4][r] as usize;
-            let (m, other) = (softmax(row(2, r), 1.0)[label], softmax(row(3, r), 1.0)[label]);
+            let label = x[mask + 2][r] as usize;
+            let (m, other) = (softmax(row(mask, r), 1.0)[label], softmax(row(mask + 1, r), 1.0)[label]);
             match rule {
                 MaskRule::Greater => m > other,
                 MaskRule::GreaterOrEqual => m >= other,
             }
         }
-        RowMask::Confident { .. } => panic!("no method of these tests asks for confident rows"),
+        RowMask::Confident { threshold } => softmax(row(mask, r), 1.0).into_iter().fold(0.0, f64::max) >= threshold,
     };
     let value = |r: usize| match term.kind {
-        RowKind::CrossEntropy { on, off } => {
-            let target = |c: usize| if c == x[1][r] as usize { on } else { off };
-            log_softmax(row(0, r), 1.0).iter().enumerate().map(|(c, log_p)| -target(c) * log_p).sum()
+        RowKind::CrossEntropy { target: kind, temperature: t } => {
+            let q = target(kind, x, r, k, t);
+            q.iter().zip(log_softmax(row(0, r), t)).map(|(q, log_p)| -q * log_p).sum::<f64>()
         }
-        RowKind::Kl { temperature: t } => {
-            let (log_p, log_q) = (log_softmax(row(0, r), t), log_softmax(row(1, r), t));
-            log_q.iter().zip(&log_p).map(|(q, p)| q.exp() * (q - p)).sum::<f64>()
+        RowKind::Kl { target: kind, temperature: Temperature::Fixed(t) } => {
+            let q = target(kind, x, r, k, t);
+            q.iter().zip(log_softmax(row(0, r), t)).map(|(q, log_p)| q * (q.ln() - log_p)).sum::<f64>()
         }
-        RowKind::SoftCrossEntropy => panic!("no method of these tests asks for soft cross-entropy"),
+        RowKind::GeneralizedCrossEntropy { q } => {
+            let (p, m) = (softmax(row(0, r), 1.0), x[1].len() / n);
+            let candidates = x[1][r * m..(r + 1) * m].iter();
+            candidates.map(|&c| (1.0 - p[c as usize].powf(q)) / q).sum::<f64>() / m as f64
+        }
+        kind => panic!("no method of these tests asks for {kind:?}"),
     };
     (0..n).filter(|r| counted(*r)).map(value).sum()
 }

@@ -1,8 +1,8 @@
 //! Terms, weights, divisors, batch-norm groups, draws and slots.
 
 use crate::evaluate::{Built, setting, small};
-use graph::*;
 use methods::*;
+use spec::*;
 
 fn row_terms(built: &Built, term: &str) -> Vec<(f64, RowTerm, Vec<ValueId>)> {
     let term = built.losses.terms.iter().find(|t| t.name == term).unwrap();
@@ -37,14 +37,20 @@ fn forward(built: &Built) -> (usize, usize) {
 }
 
 const PER_ROW: Divisor = Divisor { constant: 0, per_unit: [1, 0] };
-const PER_PAIR_ROWS: Divisor = Divisor { constant: 0, per_unit: [2, 0] };
+
+/// A KL between logits at T 4.
+const KL4: RowKind = RowKind::Kl { target: Target::Logits, temperature: Temperature::Fixed(4.0) };
+
+fn smoothed(on: f64, off: f64) -> RowKind {
+    RowKind::CrossEntropy { target: Target::Label { on, off }, temperature: 1.0 }
+}
 
 #[test]
 fn ce_is_one_mean_over_images() {
     let built = small(&Ce::default(), &setting(10, [32, 32, 3]), 6);
     assert_eq!(weights(&built), [("ce", Weight::from(1.0))]);
     let [(weight, term, inputs)] = &row_terms(&built, "ce")[..] else { panic!("one part") };
-    assert_eq!((*weight, term.kind, term.divisor), (1.0, RowKind::CrossEntropy { on: 1.0, off: 0.0 }, PER_ROW));
+    assert_eq!((*weight, term.kind, term.divisor), (1.0, RowKind::HARD, PER_ROW));
     assert_eq!(built.graph.name(inputs[1]), "batch.label");
     assert_eq!(forward(&built), (1, 6));
     assert!(matches!(Ce::default().spec(&setting(10, [32, 32, 3])).unwrap().sampler, Sampler::Shuffle));
@@ -56,8 +62,8 @@ fn smoothed_labels_in_both_conventions() {
         let built = small(&Ce { label_smoothing: 0.1, smoothing_over }, &setting(10, [8, 8, 3]), 2);
         row_terms(&built, "ce")[0].1.kind
     };
-    assert_eq!(kind(SmoothingOver::Others), RowKind::CrossEntropy { on: 0.9, off: 0.1 / 9.0 });
-    assert_eq!(kind(SmoothingOver::All), RowKind::CrossEntropy { on: 0.91, off: 0.01 });
+    assert_eq!(kind(SmoothingOver::Others), smoothed(0.9, 0.1 / 9.0));
+    assert_eq!(kind(SmoothingOver::All), smoothed(0.91, 0.01));
 }
 
 #[test]
@@ -65,7 +71,7 @@ fn kd_runs_the_frozen_teacher_first() {
     let built = small(&Kd::default(), &setting(10, [32, 32, 3]), 4);
     assert_eq!(weights(&built), [("ce", Weight::from(0.1)), ("kd", Weight::from(0.9 * 16.0))]);
     let [(weight, term, inputs)] = &row_terms(&built, "kd")[..] else { panic!("one part") };
-    assert_eq!((*weight, term.kind, term.divisor), (1.0, RowKind::Kl { temperature: 4.0 }, PER_ROW));
+    assert_eq!((*weight, term.kind, term.divisor), (1.0, KL4, PER_ROW));
     assert!(detached(&built, inputs[1]) && !detached(&built, inputs[0]));
     let place = |module: &str| {
         built.graph.nodes.iter().filter(|n| n.path.starts_with(module)).map(|n| n.outputs[0].0).collect::<Vec<_>>()
@@ -82,14 +88,14 @@ fn kd_runs_the_frozen_teacher_first() {
 fn ips_default_is_the_formula() {
     let built = small(&Ips::default(), &setting(10, [32, 32, 3]), 3);
     assert_eq!(weights(&built), [("ce", Weight::from(1.0)), ("kd", Weight::from(16.0))]);
-    let [(weight, ce, inputs)] = &row_terms(&built, "ce")[..] else { panic!("one part") };
-    assert_eq!((*weight, ce.divisor), (1.0, PER_PAIR_ROWS), "mean over the 2n images");
-    let logits = inputs[0];
-    let kd = row_terms(&built, "kd");
+    let (ce, kd) = (row_terms(&built, "ce"), row_terms(&built, "kd"));
+    let halves: Vec<_> = ce.iter().map(|(weight, term, _)| (*weight, term.kind, term.divisor)).collect();
+    assert_eq!(halves, [(0.5, RowKind::HARD, PER_ROW); 2], "mean over the 2n images");
+    let logits = built.graph.producer(ce[0].2[0]).unwrap().inputs[0];
     for (weight, term, _) in &kd {
         assert_eq!(
             (*weight, term.kind, term.mask, term.divisor),
-            (0.5, RowKind::Kl { temperature: 4.0 }, RowMask::All, PER_ROW)
+            (0.5, KL4, RowMask::All, PER_ROW)
         );
     }
     let rows = |value: ValueId| {
@@ -99,6 +105,7 @@ fn ips_default_is_the_formula() {
         let Op::Slice { axis: Axis::Batch, start, len: 3 } = node.op else { panic!("{} is no half", node.op) };
         start
     };
+    assert_eq!(ce.iter().map(|(_, _, i)| rows(i[0])).collect::<Vec<_>>(), [0, 3], "anchors, then partners");
     let sides: Vec<_> = kd.iter().map(|(_, _, i)| (rows(i[0]), rows(i[1]))).collect();
     assert_eq!(sides, [(0, 3), (3, 0)], "(student, teacher)");
     assert!(kd.iter().all(|(_, _, i)| !detached(&built, i[0]) && detached(&built, i[1])));
@@ -131,18 +138,20 @@ fn ips_directions() {
 
 #[test]
 fn ips_rows_groups_and_reductions() {
-    let case = |feed_originals, bn_groups, ce_reduce| {
-        let ips = Ips { feed_originals, bn_groups, ce_reduce, ..Ips::default() };
+    let case = |feed_originals, bn_groups, ce_reduce, ce_on| {
+        let ips = Ips { feed_originals, bn_groups, ce_reduce, ce_on, ..Ips::default() };
         let built = small(&ips, &setting(10, [32, 32, 3]), 3);
         let parts = row_terms(&built, "ce");
-        assert!(parts.iter().all(|(_, t, _)| t.divisor == PER_PAIR_ROWS));
+        assert!(parts.iter().all(|(_, t, _)| t.divisor == PER_ROW));
         (forward(&built), built.losses.terms[0].weight.factor, parts.iter().map(|(w, ..)| *w).collect::<Vec<_>>())
     };
-    use {BnGroups::*, CeReduce::*};
-    assert_eq!(case(false, Joint, Mean), ((1, 6), 1.0, vec![1.0]));
-    assert_eq!(case(false, Split, Sum), ((2, 6), 2.0, vec![1.0]));
-    assert_eq!(case(true, Joint, Mean), ((1, 12), 1.0, vec![0.5, 0.5]));
-    assert_eq!(case(true, Split, Sum), ((4, 12), 4.0, vec![0.5, 0.5]));
+    use {BnGroups::*, CeOn::*, CeReduce::*};
+    assert_eq!(case(false, Joint, Mean, Both), ((1, 6), 1.0, vec![0.5; 2]));
+    assert_eq!(case(false, Split, Sum, Both), ((2, 6), 1.0, vec![1.0; 2]));
+    assert_eq!(case(true, Joint, Mean, Both), ((1, 12), 1.0, vec![0.25; 4]));
+    assert_eq!(case(true, Split, Sum, Both), ((4, 12), 1.0, vec![1.0; 4]));
+    assert_eq!(case(false, Joint, Mean, Anchor), ((1, 6), 1.0, vec![1.0]));
+    assert_eq!(case(true, Joint, Mean, Anchor), ((1, 12), 1.0, vec![0.5; 2]));
 }
 
 #[test]
@@ -157,11 +166,9 @@ fn ips_originals_follow_the_swapped() {
         Op::Slice { start, .. } => start,
         ref op => panic!("{op} is no half"),
     };
-    assert_eq!(ce.iter().map(|(_, _, i)| first_row(i[0])).collect::<Vec<_>>(), [0, 6]);
-    for (_, _, inputs) in row_terms(&built, "kd") {
-        let student = built.graph.producer(inputs[0]).unwrap();
-        assert_eq!(student.inputs[0], ce[0].2[0], "distillation is between the swapped");
-    }
+    assert_eq!(ce.iter().map(|(_, _, i)| first_row(i[0])).collect::<Vec<_>>(), [0, 3, 6, 9]);
+    let students: Vec<_> = row_terms(&built, "kd").iter().map(|(_, _, i)| first_row(i[0])).collect();
+    assert_eq!(students, [0, 3], "distillation is between the swapped");
 }
 
 #[test]
@@ -169,7 +176,7 @@ fn ips_ramp_is_a_slot() {
     let ips = Ips { alpha: 2.0, alpha_rampup_epochs: 5.0, ..Ips::default() };
     let spec = ips.spec(&setting(10, [32, 32, 3])).unwrap();
     let [SlotSpec { name, ramp }] = &spec.slots[..] else { panic!("one slot") };
-    assert_eq!((name.as_str(), *ramp), ("alpha", Ramp::Linear { to: 2.0, epochs: 5.0 }));
+    assert_eq!((name.as_str(), *ramp), ("alpha", Ramp::up(2.0, 5.0)));
     let built = small(&ips, &setting(10, [32, 32, 3]), 3);
     let weight = built.losses.terms[1].weight;
     assert_eq!(weight.factor, 16.0);
@@ -185,7 +192,7 @@ fn ips_asks_for_pairs_and_masks() {
         let spec = ips.spec(&setting(10, image)).unwrap();
         let [DrawSpec { name, kind }] = &spec.draws[..] else { panic!("one draw") };
         assert_eq!((name.as_str(), spec.rows_per_unit()), ("swap_mask", 2));
-        let Sampler::Pairs(rule) = spec.sampler else { panic!("pairs") };
+        let Sampler::Pairs { rule, partners: 1 } = spec.sampler else { panic!("pairs") };
         (rule, *kind)
     };
     let default = Ips::default();
@@ -205,22 +212,3 @@ fn ips_asks_for_pairs_and_masks() {
     assert_eq!(ask(&default, [3, 3, 1]).1, mask(9, 0.5, half));
 }
 
-#[test]
-fn evaluation_uses_the_student_alone() {
-    let (ips, setting) = (Ips::default(), setting(10, [8, 8, 3]));
-    let spec = ips.spec(&setting).unwrap();
-    let builder = Builder::new(Graph::new(Precision::F32, [2, 0]));
-    let student = crate::evaluate::Small { classes: 10 };
-    let step = Step {
-        builder: &builder,
-        spec: &spec,
-        setting: &setting,
-        student: &student,
-        teachers: &[],
-        input: None,
-        bn: BnMode::Eval,
-    };
-    assert_eq!(ips.head(&step).shape().dims()[1], 10);
-    let graph = builder.finish();
-    assert!(!graph.nodes.iter().any(|n| matches!(n.op, Op::PatchSwap { .. } | Op::RowLoss(_))));
-}

@@ -1,13 +1,13 @@
 //! Fused and unfused plans compute equal losses, gradients, running statistics, momenta and averages.
 
 use crate::support::{CLASSES, assert_equal, launches, options, run};
-use graph::{ImageArgs, Method, Precision, Section, Setting, StepInput};
 use methods::{Ips, Kd};
 use nets::NetworkSpec;
 use plan::{Fusion, StateTable, StepGraph, StepSource, compile};
+use spec::{ImageArgs, Method, Precision, Section, Setting, StepInput};
 
 fn step(method: &dyn Method, student: &str, teachers: &[&str], input: Option<StepInput>) -> StepGraph {
-    let setting = Setting { classes: CLASSES, image: [8, 8, 3], samples: 64, epochs: 1 };
+    let setting = Setting::new(CLASSES, [8, 8, 3], 64, 1);
     let net = |name: &str| NetworkSpec::new(name).build(CLASSES).unwrap();
     let teachers: Vec<_> = teachers.iter().map(|t| net(t)).collect();
     let (spec, student) = (method.spec(&setting).unwrap(), net(student));

@@ -9,8 +9,8 @@
 use crate::random::random_step;
 use crate::rng::Rng;
 use crate::support::options;
-use graph::{Axis, Graph, Node, Op, Section, Source, ValueId};
 use plan::{Arena, Fusion, Loc, Placement, ReduceLayout, StateTable, StepGraph, Storage, check, lower};
+use spec::{Axis, Graph, Node, Op, Section, Source, ValueId};
 
 /// A step before `lower`, and its addresses.
 struct Placed {

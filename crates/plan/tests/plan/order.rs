@@ -1,16 +1,16 @@
 //! order: the plan takes the order of a frozen network that needs least memory.
 
-use graph::{Node, Precision, Setting};
 use methods::Kd;
 use nets::NetworkSpec;
 use plan::{Fusion, OptimizerArgs, Options, StateTable, StepGraph, StepSource, Storage};
+use spec::{Node, Precision, Setting};
 
 /// resnet20 that learns from a network four times as wide, fused.
 fn kd() -> (StepGraph, Options) {
-    let setting = Setting { classes: 100, image: [32, 32, 3], samples: 50_000, epochs: 1 };
+    let setting = Setting::new(100, [32, 32, 3], 50_000, 1);
     let net = |name: &str| NetworkSpec::new(name).build(100).unwrap();
     let (method, student, teachers) = (Kd::default(), net("resnet20"), [net("resnet32x4")]);
-    let spec = graph::Method::spec(&method, &setting).unwrap();
+    let spec = spec::Method::spec(&method, &setting).unwrap();
     let source = StepSource {
         method: &method,
         spec: &spec,

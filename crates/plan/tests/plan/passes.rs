@@ -1,8 +1,8 @@
 //! Text before and after each fusion.
 
 use crate::support::{assert_text, body, fused, input, one_phase, options};
-use graph::{BnMode, Builder, Graph, ImageArgs, Init, Losses, Net, Op, Place, Precision, Section, StateKind, ValueId};
 use plan::{Arena, Fusion, Options, StateTable, StepGraph, Storage, compile};
+use spec::{BnMode, Builder, Graph, ImageArgs, Init, Losses, Net, Op, Place, Precision, Section, StateKind, ValueId};
 use tensor::Dtype;
 
 /// A graph with images [n,6,6,3] and their labels.
@@ -41,8 +41,8 @@ fn batch_norm_and_relu_before() {
           %10: f32[2, 6, 6, 4] = relu(%9)  ; student/bn1.relu
           %11: f32[2, 4] = global_avg_pool(%10)  ; student/bn1.global_avg_pool
           %14: f32[2, 5] = matmul(NT)(%11, student.fc.weight, student.fc.bias)  ; student/fc
-          %15: f32[] = row_loss(CrossEntropy { on: 1.0, off: 0.0 })(%14, batch.label)  ; student/fc.row_loss
-          %16: f32[2, 5] = row_loss_grad(CrossEntropy { on: 1.0, off: 0.0 }, Student, weight 1)(%14, batch.label)  ; student/fc.row_loss
+          %15: f32[] = row_loss(cross_entropy(label))(%14, batch.label)  ; student/fc.row_loss
+          %16: f32[2, 5] = row_loss_grad(cross_entropy(label), Student, weight 1)(%14, batch.label)  ; student/fc.row_loss
           %17: f32[2, 4] = matmul(NN)(%16, student.fc.weight)  ; student/fc
           %18: f32[5, 4] = matmul(TN)(%16, %11)  ; student/fc
           %19: f32[5] = column_sum(%16)  ; student/fc
@@ -64,7 +64,7 @@ fn batch_norm_and_relu_become_one() {
           %10: f32[2, 6, 6, 4], %37: u8[36] = bn_act(Batch, relu)(%3, %6, %7, student.bn1.weight, student.bn1.bias)  ; student/bn1
           %11: f32[2, 4] = global_avg_pool(%10)  ; student/bn1.global_avg_pool
           %14: f32[2, 5] = matmul(NT)(%11, student.fc.weight, student.fc.bias)  ; student/fc
-          %15: f32[], %16: f32[2, 5] = row_losses(CrossEntropy { on: 1.0, off: 0.0 }, rows #0+0 #1+0, student grad 1)(%14, batch.label)  ; losses
+          %15: f32[], %16: f32[2, 5] = row_losses(cross_entropy(label), rows #0+0 #1+0, student grad 1)(%14, batch.label)  ; losses
           %17: f32[2, 4] = matmul(NN)(%16, student.fc.weight)  ; student/fc
           %18: f32[5, 4] = matmul(TN)(%16, %11)  ; student/fc
           %19: f32[5] = column_sum(%16)  ; student/fc
@@ -102,8 +102,8 @@ fn residual_block_before() {
           %13: f32[2, 6, 6, 4] = relu(%12)  ; student/bn1.relu
           %14: f32[2, 4] = global_avg_pool(%13)  ; student/bn1.global_avg_pool
           %17: f32[2, 5] = matmul(NT)(%14, student.fc.weight, student.fc.bias)  ; student/fc
-          %18: f32[] = row_loss(CrossEntropy { on: 1.0, off: 0.0 })(%17, batch.label)  ; student/fc.row_loss
-          %19: f32[2, 5] = row_loss_grad(CrossEntropy { on: 1.0, off: 0.0 }, Student, weight 1)(%17, batch.label)  ; student/fc.row_loss
+          %18: f32[] = row_loss(cross_entropy(label))(%17, batch.label)  ; student/fc.row_loss
+          %19: f32[2, 5] = row_loss_grad(cross_entropy(label), Student, weight 1)(%17, batch.label)  ; student/fc.row_loss
           %20: f32[2, 4] = matmul(NN)(%19, student.fc.weight)  ; student/fc
           %21: f32[5, 4] = matmul(TN)(%19, %14)  ; student/fc
           %22: f32[5] = column_sum(%19)  ; student/fc
@@ -131,7 +131,7 @@ fn residual_block_becomes_one_and_its_fork_is_added_in_the_data_gradient() {
           %13: f32[2, 6, 6, 4], %44: u8[36] = bn_act(Batch, relu)(%5, %8, %9, student.bn1.weight, student.bn1.bias, %3)  ; student/bn1
           %14: f32[2, 4] = global_avg_pool(%13)  ; student/bn1.global_avg_pool
           %17: f32[2, 5] = matmul(NT)(%14, student.fc.weight, student.fc.bias)  ; student/fc
-          %18: f32[], %19: f32[2, 5] = row_losses(CrossEntropy { on: 1.0, off: 0.0 }, rows #0+0 #1+0, student grad 1)(%17, batch.label)  ; losses
+          %18: f32[], %19: f32[2, 5] = row_losses(cross_entropy(label), rows #0+0 #1+0, student grad 1)(%17, batch.label)  ; losses
           %20: f32[2, 4] = matmul(NN)(%19, student.fc.weight)  ; student/fc
           %21: f32[5, 4] = matmul(TN)(%19, %14)  ; student/fc
           %22: f32[5] = column_sum(%19)  ; student/fc
@@ -174,8 +174,8 @@ fn frozen_block_before() {
           %25: f32[2, 6, 6, 4] = relu(%24)  ; teacher/bn2.relu
           %26: f32[2, 4] = global_avg_pool(%25)  ; teacher/bn2.global_avg_pool
           %29: f32[2, 5] = matmul(NT)(%26, student.fc.weight, student.fc.bias)  ; student/fc
-          %30: f32[] = row_loss(CrossEntropy { on: 1.0, off: 0.0 })(%29, batch.label)  ; student/fc.row_loss
-          %31: f32[2, 5] = row_loss_grad(CrossEntropy { on: 1.0, off: 0.0 }, Student, weight 1)(%29, batch.label)  ; student/fc.row_loss
+          %30: f32[] = row_loss(cross_entropy(label))(%29, batch.label)  ; student/fc.row_loss
+          %31: f32[2, 5] = row_loss_grad(cross_entropy(label), Student, weight 1)(%29, batch.label)  ; student/fc.row_loss
           %32: f32[5, 4] = matmul(TN)(%31, %26)  ; student/fc
           %33: f32[5] = column_sum(%31)  ; student/fc
     ");
@@ -195,7 +195,7 @@ fn frozen_block_is_folded() {
           %25: f32[2, 6, 6, 4] = conv_act(stride 1, pad 0, relu)(%9, %43, %44, %16)  ; teacher/project
           %26: f32[2, 4] = global_avg_pool(%25)  ; teacher/bn2.global_avg_pool
           %29: f32[2, 5] = matmul(NT)(%26, student.fc.weight, student.fc.bias)  ; student/fc
-          %30: f32[], %31: f32[2, 5] = row_losses(CrossEntropy { on: 1.0, off: 0.0 }, rows #0+0 #1+0, student grad 1)(%29, batch.label)  ; losses
+          %30: f32[], %31: f32[2, 5] = row_losses(cross_entropy(label), rows #0+0 #1+0, student grad 1)(%29, batch.label)  ; losses
           %32: f32[5, 4] = matmul(TN)(%31, %26)  ; student/fc
           %33: f32[5] = column_sum(%31)  ; student/fc
     ");
@@ -205,7 +205,7 @@ fn frozen_block_is_folded() {
 #[test]
 fn what_is_trained_is_not_folded() {
     let mut step = frozen();
-    step.phases[0].trains = vec![graph::TrainRange::new("")];
+    step.phases[0].trains = vec![spec::TrainRange::new("")];
     let text = body(&fused(&step, Fusion::Full));
     assert!(!text.contains("fold_bn") && !text.contains("conv_act"), "{text}");
 }
@@ -243,12 +243,12 @@ fn ips_before() {
           %9: f32[4, 5] = matmul(NT)(%6, student.fc.weight, student.fc.bias)  ; student/fc
           %10: f32[2, 5] = slice(Batch, 0..2)(%9)  ; student/fc.slice
           %11: f32[2, 5] = slice(Batch, 2..4)(%9)  ; student/fc.slice
-          %13: f32[] = row_loss(Kl { temperature: 4.0 })(%10, %11)  ; student/fc.row_loss
-          %15: f32[] = row_loss(Kl { temperature: 4.0 })(%11, %10)  ; student/fc.row_loss
-          %16: f32[] = row_loss(CrossEntropy { on: 1.0, off: 0.0 })(%9, batch.label)  ; student/fc.row_loss
-          %17: f32[4, 5] = row_loss_grad(CrossEntropy { on: 1.0, off: 0.0 }, Student, weight 1)(%9, batch.label)  ; student/fc.row_loss
-          %18: f32[2, 5] = row_loss_grad(Kl { temperature: 4.0 }, Student, weight 8)(%11, %10)  ; student/fc.row_loss
-          %19: f32[2, 5] = row_loss_grad(Kl { temperature: 4.0 }, Student, weight 8)(%10, %11)  ; student/fc.row_loss
+          %13: f32[] = row_loss(kl(logits, T 4))(%10, %11)  ; student/fc.row_loss
+          %15: f32[] = row_loss(kl(logits, T 4))(%11, %10)  ; student/fc.row_loss
+          %16: f32[] = row_loss(cross_entropy(label))(%9, batch.label)  ; student/fc.row_loss
+          %17: f32[4, 5] = row_loss_grad(cross_entropy(label), Student, weight 1)(%9, batch.label)  ; student/fc.row_loss
+          %18: f32[2, 5] = row_loss_grad(kl(logits, T 4), Student, weight 8)(%11, %10)  ; student/fc.row_loss
+          %19: f32[2, 5] = row_loss_grad(kl(logits, T 4), Student, weight 8)(%10, %11)  ; student/fc.row_loss
           %20: f32[4, 5] = unslice(Batch, from 2 of 4)(%18)  ; student/fc.slice
           %21: f32[4, 5] = add(%17, %20)  ; student/fc
           %22: f32[4, 5] = unslice(Batch, from 0 of 4)(%19)  ; student/fc.slice
@@ -267,7 +267,7 @@ fn ips_becomes_one_input_and_one_loss() {
           %5: f32[4, 6, 6, 3] = image_swap(size 6x6, pad 0, flip, cell 3)(batch.pixels, batch.flip, batch.mask)  ; input/image.patch_swap
           %6: f32[4, 3] = global_avg_pool(%5)  ; input/image.global_avg_pool
           %9: f32[4, 5] = matmul(NT)(%6, student.fc.weight, student.fc.bias)  ; student/fc
-          %13: f32[], %15: f32[], %16: f32[], %23: f32[4, 5] = row_losses(Kl { temperature: 4.0 }, rows #0+0 #0+2, student grad 8; Kl { temperature: 4.0 }, rows #0+2 #0+0, student grad 8; CrossEntropy { on: 1.0, off: 0.0 }, rows #0+0 #1+0, student grad 1)(%9, batch.label)  ; losses
+          %13: f32[], %15: f32[], %16: f32[], %23: f32[4, 5] = row_losses(kl(logits, T 4), rows #0+0 #0+2, student grad 8; kl(logits, T 4), rows #0+2 #0+0, student grad 8; cross_entropy(label), rows #0+0 #1+0, student grad 1)(%9, batch.label)  ; losses
           %24: f32[5, 3] = matmul(TN)(%23, %6)  ; student/fc
           %25: f32[5] = column_sum(%23)  ; student/fc
     ");

@@ -2,11 +2,11 @@
 
 use crate::rng::Rng;
 use crate::support::{CLASSES, assert_equal, input, options, phase, run};
-use graph::{
+use plan::{Fusion, Options, StateTable, StepGraph, Storage, compile};
+use spec::{
     BnMode, Builder, Commit, ConvSpec, Expr, Graph, Init, Loss, Losses, Net, Op, Precision, SlotId, StateKind, ValueId,
     Weight,
 };
-use plan::{Fusion, Options, StateTable, StepGraph, Storage, compile};
 use tensor::Dtype;
 
 /// What the data side delivers, and a slot.
@@ -117,7 +117,7 @@ fn loss<'g>(
             Some((taught, _)) if taught.shape() == features.shape() => features.mse(taught.detach()),
             _ => logits.mse(target),
         },
-        6 => logits.kl_where(target, 1.0, graph::RowMask::Confident { threshold: 0.3 }, &[target]),
+        6 => logits.kl_where(target, 1.0, spec::RowMask::Confident { threshold: 0.3 }, &[target]),
         7 => logits.cross_entropy(label) + 0.25 * logits.cross_entropy(label),
         _ => a.mse(b),
     }

@@ -2,11 +2,11 @@
 
 use crate::rng::Rng;
 use cpu::{Executor, Scalars};
-use graph::{
-    BatchInput, Builder, Graph, Losses, Precision, Rows, Section, Source, StateKind, TrainRange, Value, ValueId, verify,
-};
 use plan::{
     Fusion, OptimizerArgs, Options, Phase, Plan, StateTable, StepGraph, Storage, compile, differentiate, fuse, optimize,
+};
+use spec::{
+    BatchInput, Builder, Graph, Losses, Precision, Rows, Section, Source, StateKind, TrainRange, Value, ValueId, verify,
 };
 use std::collections::BTreeMap;
 use tensor::{Dtype, HostTensor, Shape};

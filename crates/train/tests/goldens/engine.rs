@@ -3,8 +3,8 @@
 use crate::wave;
 use comm::{Communicator, Solo};
 use cpu::Real;
-use graph::{Method, Network, Precision, Setting, StateKind, StepInput};
 use plan::{Fusion, Grad, OptimizerArgs, Options, StateEntry, Storage};
+use spec::{Method, Network, Precision, Setting, StateKind, StepInput};
 use std::collections::{BTreeMap, HashMap};
 use tensor::{HostTensor, KCRS_TO_KRSC, KRSC_TO_KCRS, Shape};
 use train::engine::{Engine, Micro, Sizes, StepInputs, StepValues};
@@ -24,7 +24,7 @@ pub(crate) struct Case {
 }
 
 pub(crate) fn setting(classes: usize, image: [usize; 3]) -> Setting {
-    Setting { classes, image, samples: 100, epochs: 10 }
+    Setting::new(classes, image, 100, 10)
 }
 
 impl Case {
@@ -122,7 +122,7 @@ pub(crate) fn states<T: Real>(engine: &Engine<T>) -> BTreeMap<String, Vec<f64>> 
 /// Gradients of the step that ran last, before clipping, decay and momentum, by published name and in that layout.
 pub(crate) fn gradients<T: Real>(engine: &Engine<T>) -> BTreeMap<String, Vec<f64>> {
     let plan = engine.plan();
-    let of = |&(state, _, grad): &(graph::StateId, usize, Grad)| {
+    let of = |&(state, _, grad): &(spec::StateId, usize, Grad)| {
         let state = plan.graph.state(state);
         let Grad::Value { body: Some(value), update: None } = grad else { panic!("{}: {grad:?}", state.name) };
         let name = state.name.strip_prefix("student.").unwrap();

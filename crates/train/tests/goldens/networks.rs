@@ -1,6 +1,6 @@
 //! Networks of these tests: one without batch norm, and one whose logits are its weights.
 
-use graph::{Expr, Net, Network, Taps};
+use spec::{Expr, Net, Network, Taps};
 
 /// Two convolutions, the second strided, and a linear layer; no row knows of another.
 #[derive(Debug)]
@@ -15,6 +15,10 @@ impl Network for Plain {
         let pooled = x.mean_hw();
         Taps { stages: vec![x], pooled, logits: net.linear("fc", pooled, self.classes) }
     }
+
+    fn classifier(&self) -> &'static str {
+        "fc"
+    }
 }
 
 /// A linear layer on the pixels: row i of one-hot images of 1 × 1 has column i of the weight as its logits, and the
@@ -28,5 +32,9 @@ impl Network for Shown {
     fn build<'g>(&self, net: &Net<'g>, image: Expr<'g>) -> Taps<'g> {
         let pooled = image.mean_hw();
         Taps { stages: vec![], pooled, logits: net.linear("fc", pooled, self.classes) }
+    }
+
+    fn classifier(&self) -> &'static str {
+        "fc"
     }
 }

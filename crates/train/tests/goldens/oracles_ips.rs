@@ -6,10 +6,10 @@ use crate::golden::distance;
 use crate::networks::Shown;
 use crate::wave::wave;
 use data::{ClassLists, DataError, Dataset, DrawData, EpochKey, LastBatch, Loader, Meta, RawImage};
-use graph::{ImageArgs, Losses, Method, Op, Setting, Spec, Step, StepInput};
 use methods::{Ce, Direction, Ips, Pair};
 use nets::NetworkSpec;
 use plan::Fusion;
+use spec::{ImageArgs, Losses, Method, Op, Setting, Spec, Step, StepInput};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use tensor::{HostTensor, Shape};
@@ -123,13 +123,14 @@ fn pair_rule(rule: Pair) -> data::PairRule {
 /// An epoch of pairs in batches of four, masks as the method asks for them.
 fn batches(ips: &Ips, rule: Pair, epoch: u32) -> Vec<data::Batch> {
     let spec = ips.spec(&setting(CLASSES, [SIDE, SIDE, 3])).unwrap();
-    let graph::DrawKind::CellMask { cells, gate, rule: graph::CellRule::Probability(q) } = spec.draws[0].kind else {
+    let spec::DrawKind::CellMask { cells, gate, rule: spec::CellRule::Probability(q) } = spec.draws[0].kind else {
         panic!("{:?}", spec.draws)
     };
     let kind = data::DrawKind::CellMask { cells, gate, rule: data::CellRule::Probability(q) };
     let draws = vec![data::DrawSpec { name: spec.draws[0].name.clone(), kind }];
     let (augment, on_bad) = (data::Augment::None, data::OnBad::Fail);
-    let loader = Loader::new(Toy::new(), data::BatchSpec { augment, draws, on_bad, pad_units: 0 }).unwrap();
+    let loader =
+        Loader::new(Toy::new(), data::BatchSpec { augment, views: vec![], draws, on_bad, pad_units: 0 }).unwrap();
     let lists = Arc::new(ClassLists::of(loader.dataset().as_ref()));
     let sampler = data::Sampler::Pairs { rule: pair_rule(rule), partners: 1 };
     let epoch = data::Epoch::new(sampler, lists, EpochKey { seed: 3, stage: 0, epoch }).unwrap();

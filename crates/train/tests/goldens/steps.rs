@@ -2,10 +2,10 @@
 
 use crate::engine::{Case, gradients, images, output, state, step};
 use crate::golden::{Differences, Golden, names};
-use graph::Method;
 use methods::{BnGroups, Ce, Ips, Kd};
 use nets::NetworkSpec;
 use plan::{Fusion, OptimizerArgs};
+use spec::Method;
 
 fn method(golden: &Golden) -> Box<dyn Method> {
     let number = |key: &str| golden.attr[key].as_f64().unwrap();

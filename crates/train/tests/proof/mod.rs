@@ -1,8 +1,9 @@
 //! Drives an engine with made-up images, without recipe or data set.
 
 use comm::{Communicator, Solo, Threads};
-use graph::{Method, Network, Precision, Setting};
+use data::{EpochKey, Purpose, Stream};
 use plan::{Fusion, OptimizerArgs, Options, Storage};
+use spec::{DrawKind, Method, Network, Precision, Sampler, Setting, Spec};
 use std::collections::{BTreeMap, HashMap};
 use tensor::{HostTensor, Shape};
 use train::engine::{Engine, Micro, Sizes, StepInputs, StepValues};
@@ -54,32 +55,72 @@ fn pixel(sample: i32, view: usize, i: usize) -> f32 {
     2.0 * (x - x.floor()) - 1.0
 }
 
-fn images(samples: &[i32], views: usize) -> HostTensor {
-    let size = SIDE * SIDE * 3;
-    let values: Vec<f32> =
-        (0..views).flat_map(|v| samples.iter().flat_map(move |&s| (0..size).map(move |i| pixel(s, v, i)))).collect();
-    HostTensor::new(Shape::new(&[views * samples.len(), SIDE, SIDE, 3]), &values).unwrap()
+/// Sample and view of every image of these units: the views, or anchors and then partners of their class, grouped by anchor.
+fn rows(spec: &Spec, samples: &[i32]) -> Vec<(i32, usize)> {
+    if let Sampler::Pairs { partners, .. } = spec.sampler {
+        let other = |anchor: i32, p: usize| (anchor + (p * CLASSES) as i32) % SAMPLES as i32;
+        let others = samples.iter().flat_map(|&s| (1..=partners).map(move |p| (other(s, p), 0)));
+        return samples.iter().map(|&s| (s, 0)).chain(others).collect();
+    }
+    (0..spec.views.len()).flat_map(|view| samples.iter().map(move |&s| (s, view))).collect()
 }
 
-fn labels(samples: &[i32], views: usize) -> HostTensor {
-    let values: Vec<i32> = (0..views).flat_map(|_| samples.iter().map(|s| s % CLASSES as i32)).collect();
-    HostTensor::new(Shape::new(&[values.len()]), &values).unwrap()
+fn images(rows: &[(i32, usize)]) -> HostTensor {
+    let size = SIDE * SIDE * 3;
+    let values: Vec<f32> = rows.iter().flat_map(|&(s, v)| (0..size).map(move |i| pixel(s, v, i))).collect();
+    HostTensor::new(Shape::new(&[rows.len(), SIDE, SIDE, 3]), &values).unwrap()
+}
+
+fn labels(rows: &[(i32, usize)]) -> HostTensor {
+    ints(&rows.iter().map(|(s, _)| s % CLASSES as i32).collect::<Vec<_>>())
 }
 
 fn ints(values: &[i32]) -> HostTensor {
     HostTensor::new(Shape::new(&[values.len()]), values).unwrap()
 }
 
+/// A box of the image, of more than half a side and less than a whole one.
+fn some_box(stream: &mut Stream) -> [i32; 4] {
+    let [top, left, height, width] = [0, 0, 4, 4].map(|least| least + stream.below(4) as i32);
+    [top, left, (top + height).min(SIDE as i32), (left + width).min(SIDE as i32)]
+}
+
+/// A draw of a micro-batch: a function of step and leaf, so that it is equal at any number of ranks.
+fn draw(kind: DrawKind, stream: &mut Stream, units: usize) -> HostTensor {
+    let boxes = |stream: &mut Stream, n: usize| (0..n).flat_map(|_| some_box(stream)).collect::<Vec<_>>();
+    match kind {
+        DrawKind::CellMask { cells, .. } => {
+            let mask: Vec<u8> = (0..units * cells).map(|_| u8::from(stream.bernoulli(0.5))).collect();
+            HostTensor::new(Shape::new(&[units, cells]), &mask).unwrap()
+        }
+        DrawKind::Permutation => ints(&stream.permutation(units).into_iter().map(|i| i as i32).collect::<Vec<_>>()),
+        DrawKind::Lambda { .. } => HostTensor::new(Shape::new(&[]), &[0.2 + 0.6 * stream.f32()]).unwrap(),
+        DrawKind::CutBox { .. } => ints(&some_box(stream)),
+        DrawKind::CutShare { .. } => {
+            let [top, left, bottom, right] = some_box(stream);
+            let share = 1.0 - ((bottom - top) * (right - left)) as f32 / (SIDE * SIDE) as f32;
+            HostTensor::new(Shape::new(&[]), &[share]).unwrap()
+        }
+        DrawKind::Cutout { .. } | DrawKind::Erase { .. } => {
+            HostTensor::new(Shape::new(&[units, 4]), &boxes(stream, units)).unwrap()
+        }
+    }
+}
+
+fn draws(spec: &Spec, step: usize, leaf: usize, units: usize) -> impl Iterator<Item = (String, HostTensor)> {
+    spec.draws.iter().map(move |d| {
+        // One stream for a box and its share.
+        let boxed = matches!(d.kind, DrawKind::CutBox { .. } | DrawKind::CutShare { .. });
+        let purpose = if boxed { Purpose::CUT_BOX } else { Purpose::named(&d.name) };
+        let key = EpochKey { seed: 11, stage: 0, epoch: step as u32 };
+        (format!("draw.{}", d.name), draw(d.kind, &mut key.stream(purpose, leaf as u32, 0), units))
+    })
+}
+
 /// The micro-batches of a step that a rank of `world` runs, and the units of all.
-fn deal(
-    run: &Run<'_>,
-    views: usize,
-    previous: bool,
-    step: usize,
-    (rank, world): (usize, usize),
-) -> (Vec<Micro>, Vec<[usize; 2]>) {
+fn deal(run: &Run<'_>, spec: &Spec, step: usize, (rank, world): (usize, usize)) -> (Vec<Micro>, Vec<[usize; 2]>) {
     let own = samples(step, run.units[step]);
-    let before = if previous && step > 0 { samples(step - 1, run.units[step - 1]) } else { vec![] };
+    let before = if spec.previous && step > 0 { samples(step - 1, run.units[step - 1]) } else { vec![] };
     let leaves = own.len().div_ceil(run.micro);
     let share = before.len().div_ceil(leaves).max(1);
     let parts: Vec<_> = own.chunks(run.micro).collect();
@@ -89,14 +130,17 @@ fn deal(
     let full = run.units[0].div_ceil(run.micro);
     let mine = full * rank / world..(full * (rank + 1) / world).min(leaves).max(full * rank / world);
     let micros = mine.filter(|&leaf| leaf < leaves).map(|leaf| {
+        let own = rows(spec, parts[leaf]);
         let mut inputs = vec![
-            ("image".to_string(), images(parts[leaf], views)),
-            ("label".to_string(), labels(parts[leaf], views)),
+            ("image".to_string(), images(&own)),
+            ("label".to_string(), labels(&own)),
             ("index".to_string(), ints(parts[leaf])),
         ];
+        inputs.extend(draws(spec, step, leaf, parts[leaf].len()));
         if !shares[leaf].is_empty() {
-            inputs.push(("previous.image".to_string(), images(&shares[leaf], 1)));
-            inputs.push(("previous.label".to_string(), labels(&shares[leaf], 1)));
+            let last: Vec<_> = shares[leaf].iter().map(|&s| (s, 0)).collect();
+            inputs.push(("previous.image".to_string(), images(&last)));
+            inputs.push(("previous.label".to_string(), labels(&last)));
         }
         Micro { leaf, units: all[leaf], inputs }
     });
@@ -104,7 +148,8 @@ fn deal(
 }
 
 fn model(network: fn() -> Box<dyn Network>, make: Make<'_>) -> Model {
-    let setting = Setting { classes: CLASSES, image: [SIDE, SIDE, 3], samples: SAMPLES, epochs: 1 };
+    let facts = Setting::new(CLASSES, [SIDE, SIDE, 3], SAMPLES, 10);
+    let setting = Setting { lr: 0.1, momentum: 0.9, teachers: vec![network().classifier()], ..facts };
     let method = make();
     let spec = method.spec(&setting).unwrap();
     Model { method, spec, setting, student: network(), teachers: vec![network()], precision: Precision::F32 }
@@ -124,10 +169,10 @@ fn compile(global_batch: usize) -> Compile {
 
 fn rank_main(run: &Run<'_>, network: fn() -> Box<dyn Network>, make: Make<'_>, comm: Box<dyn Communicator>) -> Result {
     let model = model(network, make);
-    let (views, previous) = (model.spec.views.len(), model.spec.previous);
+    let spec = &model.spec;
     let place = (comm.rank(), comm.world_size());
-    let mut others: Vec<_> = (0..run.units.len()).flat_map(|s| deal(run, views, previous, s, (0, 1)).1).collect();
-    let full = [run.micro, if previous { run.micro } else { 0 }];
+    let mut others: Vec<_> = (0..run.units.len()).flat_map(|s| deal(run, spec, s, (0, 1)).1).collect();
+    let full = [run.micro, if spec.previous { run.micro } else { 0 }];
     others.retain(|u| *u != full);
     others.sort();
     others.dedup();
@@ -143,10 +188,11 @@ fn rank_main(run: &Run<'_>, network: fn() -> Box<dyn Network>, make: Make<'_>, c
         }
     }
     engine.loaded();
-    let slots = HashMap::from([("lr".to_string(), run.lr)]);
+    let ramps = spec.slots.iter().map(|s| (s.name.clone(), s.ramp.at(3)));
+    let slots: HashMap<_, _> = ramps.chain([("lr".to_string(), run.lr)]).collect();
     let mut values = Vec::new();
     for step in 0..run.units.len() {
-        let (micros, all_units) = deal(run, views, previous, step, place);
+        let (micros, all_units) = deal(run, spec, step, place);
         values.push(engine.step(&StepInputs { micros: &micros, all_units: &all_units, slots: &slots }).unwrap());
     }
     let read = |e: &plan::StateEntry| {
@@ -189,6 +235,6 @@ pub(crate) fn logits(_: &crate::Tiny, make: Make<'_>, change: Option<(&str, f64)
         state.iter_mut().enumerate().for_each(|(i, s)| *s += (delta * (i as f64).sin()) as f32);
     }
     engine.loaded();
-    let own = samples(0, 4);
-    engine.evaluate(&[("image".to_string(), images(&own, 1)), ("label".to_string(), labels(&own, 1))]).unwrap().logits
+    let own: Vec<_> = samples(0, 4).into_iter().map(|s| (s, 0)).collect();
+    engine.evaluate(&[("image".to_string(), images(&own)), ("label".to_string(), labels(&own))]).unwrap().logits
 }

@@ -1,8 +1,6 @@
 //! Layers with parameters, under the names of the published PyTorch implementation.
 
-use crate::expr::{Builder, Expr};
-use crate::graph::{BnUse, Init, State, StateId, StateKind};
-use crate::op::{BnArgs, ConvArgs, MatmulArgs, Op, StatsSource};
+use graph::{BnArgs, BnUse, Builder, ConvArgs, Expr, Init, Op, State, StateId, StateKind, StatsSource};
 use tensor::Shape;
 
 /// What a network hands back.
@@ -34,6 +32,8 @@ pub enum InitScheme {
     FanOut,
     /// F0: F with zero linear bias.
     FanOutZeroBias,
+    /// I0: convolutions N(0, 2/(kh·kw·Cin/groups)), zero linear bias, the rest default.
+    FanInZeroBias,
     /// FN: F with zero conv bias, linear weights N(0, 0.01²) and zero linear bias.
     FanOutNormal,
 }
@@ -94,13 +94,17 @@ impl<'g> Net<'g> {
     }
 
     /// The state of this name, made at the first call.
+    #[track_caller]
     pub fn state(&self, name: &str, shape: &[usize], kind: StateKind, init: Init) -> StateId {
         let name = format!("{}.{}{name}", self.module, self.scope);
         self.builder.edit(|g| {
-            g.find_state(&name).unwrap_or_else(|| {
-                let dtype = g.precision.acc();
-                g.add_state(State { name, shape: Shape::new(shape), dtype, kind, init })
-            })
+            if let Some(known) = g.find_state(&name) {
+                let found = g.state(known).shape;
+                assert_eq!(found.dims(), shape, "{name}: a name stands for one shape");
+                return known;
+            }
+            let dtype = g.precision.acc();
+            g.add_state(State { name, shape: Shape::new(shape), dtype, kind, init })
         })
     }
 
@@ -121,6 +125,7 @@ impl<'g> Net<'g> {
         let ConvSpec { out, kernel, stride, pad, groups } = spec;
         let init = match self.scheme {
             InitScheme::Default => Init::Uniform(1.0 / ((kernel * kernel * channels / groups) as f64).sqrt()),
+            InitScheme::FanInZeroBias => Init::Normal((2.0 / (kernel * kernel * channels / groups) as f64).sqrt()),
             _ => Init::Normal((2.0 / (kernel * kernel * out) as f64).sqrt()),
         };
         let w = self.param(&format!("{name}.weight"), &[out, kernel, kernel, channels / groups], init);
@@ -171,15 +176,34 @@ impl<'g> Net<'g> {
     #[track_caller]
     pub fn linear(&self, name: &str, x: Expr<'g>, out: usize) -> Expr<'g> {
         let fan_in = x.shape().dims()[1];
-        let bound = Init::Uniform(1.0 / (fan_in as f64).sqrt());
-        let (weight, bias) = match self.scheme {
-            InitScheme::Default | InitScheme::FanOut => (bound.clone(), bound),
-            InitScheme::FanOutZeroBias => (bound, Init::Const(0.0)),
-            InitScheme::FanOutNormal => (Init::Normal(0.01), Init::Const(0.0)),
+        let bias = match self.scheme {
+            InitScheme::Default | InitScheme::FanOut => Init::Uniform(1.0 / (fan_in as f64).sqrt()),
+            InitScheme::FanOutZeroBias | InitScheme::FanInZeroBias | InitScheme::FanOutNormal => Init::Const(0.0),
         };
-        let w = self.param(&format!("{name}.weight"), &[out, fan_in], weight);
-        let b = self.param(&format!("{name}.bias"), &[out], bias);
-        let dtype = self.builder.graph().precision.acc();
-        self.builder.push(Op::Matmul(MatmulArgs { ta: false, tb: true, dtype }), &[x, w, b], &self.path(name))[0]
+        let w = self.linear_weight(name, fan_in, out);
+        x.linear(w, Some(self.param(&format!("{name}.bias"), &[out], bias)), &self.path(name))
+    }
+
+    /// As `linear`, the parameters named by the scope alone: `weight` and `bias`.
+    #[track_caller]
+    pub fn linear_here(&self, x: Expr<'g>, out: usize) -> Expr<'g> {
+        let fan_in = x.shape().dims()[1];
+        let bound = Init::Uniform(1.0 / (fan_in as f64).sqrt());
+        let (w, b) = (self.param("weight", &[out, fan_in], bound.clone()), self.param("bias", &[out], bound));
+        x.linear(w, Some(b), self.path.trim_end_matches('/'))
+    }
+
+    /// y = x wᵀ.
+    #[track_caller]
+    pub fn linear_without_bias(&self, name: &str, x: Expr<'g>, out: usize) -> Expr<'g> {
+        x.linear(self.linear_weight(name, x.shape().dims()[1], out), None, &self.path(name))
+    }
+
+    fn linear_weight(&self, name: &str, fan_in: usize, out: usize) -> Expr<'g> {
+        let init = match self.scheme {
+            InitScheme::FanOutNormal => Init::Normal(0.01),
+            _ => Init::Uniform(1.0 / (fan_in as f64).sqrt()),
+        };
+        self.param(&format!("{name}.weight"), &[out, fan_in], init)
     }
 }

@@ -1,182 +1,21 @@
-//! What a method asks for (`Spec`) and what it is given (`Step`).
+//! What a method and its networks are given while the graph of a step is built.
 
-use crate::expr::{Builder, Expr};
-use crate::graph::{BatchInput, Init, Rows, Source, State, StateId, StateKind, Value};
-use crate::loss::Losses;
 use crate::net::{BnMode, Net, Taps};
-use crate::op::{ImageArgs, Op, Weight};
+use crate::spec::{DrawKind, Setting, Spec, StateUse};
+use graph::{
+    BatchInput, Builder, Expr, ImageArgs, Init, Losses, Op, Rows, Source, State, StateId, StateKind, Value, Weight,
+};
 use tensor::{Dtype, Shape};
-
-/// Facts of a run that a method may depend on.
-#[derive(Clone, Debug)]
-pub struct Setting {
-    pub classes: usize,
-    /// Height, width and channels of a training image.
-    pub image: [usize; 3],
-    /// Training samples.
-    pub samples: usize,
-    pub epochs: usize,
-}
-
-/// How units are drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sampler {
-    /// A unit is an image; a fresh permutation each epoch.
-    Shuffle,
-    /// A unit is an anchor and a partner of its class (chapter 0.6); two rows, [anchors; partners].
-    Pairs(PairRule),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PairRule {
-    /// One partner, uniform over the class, the anchor included.
-    WithSelf,
-    /// The anchor excluded, unless it is alone.
-    WithoutSelf,
-    /// Neighbours of the shuffled class: every image once an epoch.
-    Partition,
-}
-
-/// What is done to the images of a view.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Augment {
-    /// The recipe's.
-    Recipe,
-}
-
-/// Images that a unit brings; the views of a unit lie one after the other in the image buffer, each with all its rows.
-#[derive(Clone, Debug)]
-pub struct View {
-    pub name: String,
-    pub augment: Augment,
-}
-
-/// How many cells of a grid are drawn.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum CellRule {
-    /// Each with this probability.
-    Probability(f64),
-    /// Exactly so many.
-    Count(usize),
-    /// Between 1 and all but one, uniformly.
-    UniformCount,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum DrawKind {
-    /// u8 [units, cells]: with probability `gate` a mask by the rule, else zeros.
-    CellMask { cells: usize, gate: f64, rule: CellRule },
-    /// i32 [units]: a permutation of the micro-batch.
-    Permutation,
-    /// [1]: λ ~ Beta(alpha, alpha), one a micro-batch.
-    Lambda { alpha: f64 },
-}
-
-/// A random value that a step needs, drawn by the data side.
-#[derive(Clone, Debug)]
-pub struct DrawSpec {
-    pub name: String,
-    pub kind: DrawKind,
-}
-
-/// State of a method.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StateUse {
-    /// A row per training sample.
-    PerSample,
-    /// The rows of the previous step.
-    Rolling,
-}
-
-#[derive(Clone, Debug)]
-pub struct StateSpec {
-    pub name: String,
-    pub usage: StateUse,
-    /// Shape of a row.
-    pub row: Vec<usize>,
-}
-
-/// A weight that follows the epoch.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Ramp {
-    /// `to × min((epoch + 1) / epochs, 1)`, epochs from 0; constant when `epochs` is 0.
-    Linear { to: f64, epochs: f64 },
-}
-
-#[derive(Clone, Debug)]
-pub struct SlotSpec {
-    pub name: String,
-    pub ramp: Ramp,
-}
-
-/// Parameters of a phase that share their optimizer settings.
-#[derive(Clone, Debug)]
-pub struct TrainRange {
-    /// Prefix of state names: `student.`, `teacher.fc.bias`.
-    pub prefix: String,
-    pub lr_factor: f64,
-    pub decay: bool,
-    /// Name of the momentum buffers: a parameter trained in two phases has two.
-    pub momentum: String,
-}
-
-impl TrainRange {
-    pub fn new(prefix: &str) -> TrainRange {
-        TrainRange { prefix: prefix.to_string(), lr_factor: 1.0, decay: true, momentum: "momentum".to_string() }
-    }
-}
-
-/// A phase: a loss and the parameters that it trains.
-#[derive(Clone, Debug)]
-pub struct PhaseSpec {
-    pub name: String,
-    pub trains: Vec<TrainRange>,
-}
-
-/// What a method needs.
-#[derive(Clone, Debug)]
-pub struct Spec {
-    pub sampler: Sampler,
-    pub views: Vec<View>,
-    pub draws: Vec<DrawSpec>,
-    pub states: Vec<StateSpec>,
-    pub slots: Vec<SlotSpec>,
-    pub phases: Vec<PhaseSpec>,
-    /// Whether the step also sees the images and labels of the previous one.
-    pub previous: bool,
-    /// Frozen teachers that the recipe must name.
-    pub teachers: usize,
-}
-
-impl Default for Spec {
-    /// One image a unit, one phase that trains the student and the method's modules.
-    fn default() -> Spec {
-        let trains = vec![TrainRange::new("student."), TrainRange::new("method.")];
-        Spec {
-            sampler: Sampler::Shuffle,
-            views: vec![View { name: String::new(), augment: Augment::Recipe }],
-            draws: vec![],
-            states: vec![],
-            slots: vec![],
-            phases: vec![PhaseSpec { name: "train".to_string(), trains }],
-            previous: false,
-            teachers: 0,
-        }
-    }
-}
-
-impl Spec {
-    /// Image rows that a unit brings: one per view, two in a pair.
-    pub fn rows_per_unit(&self) -> usize {
-        let members = if matches!(self.sampler, Sampler::Pairs(_)) { 2 } else { 1 };
-        members * self.views.len()
-    }
-}
 
 /// A training method: what it needs, and the losses of each of its phases.
 pub trait Method: std::fmt::Debug + Send + Sync {
     /// What the method needs, or why its settings make no sense in this run.
     fn spec(&self, setting: &Setting) -> Result<Spec, String>;
+
+    /// Why these networks do not fit the method, if they do not. Called before `losses`, which may rely on it.
+    fn fits<'g>(&self, _step: &Step<'g>) -> Result<(), String> {
+        Ok(())
+    }
 
     /// The losses of a phase.
     fn losses<'g>(&self, phase: usize, step: &Step<'g>) -> Losses;
@@ -185,11 +24,30 @@ pub trait Method: std::fmt::Debug + Send + Sync {
     fn head<'g>(&self, step: &Step<'g>) -> Expr<'g> {
         step.student(step.image()).logits
     }
+
+    /// Other logits whose accuracy evaluation reports by name.
+    fn other_heads<'g>(&self, _step: &Step<'g>) -> Vec<(String, Expr<'g>)> {
+        vec![]
+    }
 }
 
 /// A network: a function from an image [n,h,w,c] to taps.
 pub trait Network: std::fmt::Debug + Send + Sync {
     fn build<'g>(&self, net: &Net<'g>, image: Expr<'g>) -> Taps<'g>;
+
+    /// Name of the last linear layer: `fc`.
+    fn classifier(&self) -> &'static str;
+
+    /// A copy of stage `stage` (from 1) with parameters of its own, `0.conv1.weight` for its first block, on what the stage
+    /// before it gives; `blocks` replaces its number of blocks. `None` where the network has no such stages.
+    fn stage<'g>(&self, _net: &Net<'g>, _stage: usize, _blocks: Option<usize>, _x: Expr<'g>) -> Option<Expr<'g>> {
+        None
+    }
+}
+
+/// Module of teacher `i`: `teacher`, `teacher2`, …
+pub fn teacher_module(i: usize) -> String {
+    if i == 0 { "teacher".to_string() } else { format!("teacher{}", i + 1) }
 }
 
 /// The images, labels and draws of a micro-batch, and the networks, while the graph of a step is built.
@@ -288,11 +146,13 @@ impl<'g> Step<'g> {
     /// A draw that the spec names.
     pub fn draw(&self, name: &str) -> Expr<'g> {
         let spec = self.spec.draws.iter().find(|d| d.name == name).expect("the method's own draw");
-        let key = format!("draw.{name}");
+        let (key, acc) = (format!("draw.{name}"), self.builder.graph().precision.acc());
         match spec.kind {
             DrawKind::CellMask { cells, .. } => self.input(&key, &[cells], 1, (Dtype::U8, 0)),
             DrawKind::Permutation => self.input(&key, &[], 1, (Dtype::I32, 0)),
-            DrawKind::Lambda { .. } => self.input(&key, &[], 0, (self.builder.graph().precision.acc(), 0)),
+            DrawKind::Lambda { .. } | DrawKind::CutShare { .. } => self.input(&key, &[], 0, (acc, 0)),
+            DrawKind::CutBox { .. } => self.input(&key, &[4], 0, (Dtype::I32, 0)),
+            DrawKind::Cutout { .. } | DrawKind::Erase { .. } => self.input(&key, &[4], 1, (Dtype::I32, 0)),
         }
     }
 
@@ -327,12 +187,39 @@ impl<'g> Step<'g> {
 
     /// The first teacher, frozen, on running statistics.
     pub fn teacher(&self, image: Expr<'g>) -> Taps<'g> {
-        self.teachers[0].build(&Net::new(self.builder, "teacher", BnMode::Eval), image)
+        self.frozen_teacher(0, image)
     }
 
-    /// The first teacher as a network in training.
-    pub fn teacher_in_training(&self, image: Expr<'g>) -> Taps<'g> {
-        self.teachers[0].build(&Net::new(self.builder, "teacher", self.bn), image)
+    /// Teacher `i`, on running statistics.
+    pub fn frozen_teacher(&self, i: usize, image: Expr<'g>) -> Taps<'g> {
+        self.teachers[i].build(&Net::new(self.builder, &teacher_module(i), BnMode::Eval), image)
+    }
+
+    /// Teacher `i` as a network in training.
+    pub fn teacher_in_training(&self, i: usize, image: Expr<'g>) -> Taps<'g> {
+        self.teachers[i].build(&Net::new(self.builder, &teacher_module(i), self.bn), image)
+    }
+
+    /// What the last linear layer of teacher `i` says of these vectors [n,c].
+    pub fn teacher_classifier(&self, i: usize, pooled: Expr<'g>) -> Expr<'g> {
+        let name = format!("{}.{}", teacher_module(i), self.teachers[i].classifier());
+        let (w, b) = (self.param(&format!("{name}.weight")), self.param(&format!("{name}.bias")));
+        pooled.linear(w, Some(b), &format!("{}/shared", teacher_module(i)))
+    }
+
+    /// Names of the parameters of a module so far, `teacher.`: of all, or of those with at least two axes.
+    pub fn params(&self, module: &str, least_rank: usize) -> Vec<String> {
+        let graph = self.builder.graph();
+        let own = graph.states.iter().filter(|s| s.kind == StateKind::Param && s.name.starts_with(module));
+        own.filter(|s| s.shape.rank() >= least_rank).map(|s| s.name.clone()).collect()
+    }
+
+    /// Scales of the batch norm of a module that was built last, [c].
+    pub fn last_scale(&self, module: &str) -> Option<Expr<'g>> {
+        let own =
+            |s: &&State| s.kind == StateKind::Buffer && s.name.starts_with(module) && s.name.ends_with(".running_var");
+        let last = self.builder.graph().states.iter().rfind(own).map(|s| s.name.replace("running_var", "weight"))?;
+        Some(self.param(&last))
     }
 
     /// A module of the method's own: `method.projector`.

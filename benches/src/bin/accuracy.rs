@@ -1,0 +1,183 @@
+//! Accuracy of methods on Fashion-MNIST beside plain training: every recipe of `configs/fashion` over several seeds, as one table.
+//!
+//! Runs go to `--runs`, a folder each; finished ones are not run again, stopped ones go on. The table is rewritten after each run.
+//! Teachers are trained once, with seed 1, and shared by all methods that want one.
+
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use spec::Section;
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use train::recipe::Recipe;
+use train::recipe_parse::Loaded;
+use train::{Exit, RunOptions, Session, Verbosity};
+
+#[derive(Debug, Parser)]
+struct Args {
+    /// Recipes by the part of their name before `_resnet8`, in the order of the table. Plain training comes first by itself.
+    #[arg(long, value_delimiter = ',', default_value = "ips,mixskd,atsc,crld")]
+    methods: Vec<String>,
+    #[arg(long, default_value_t = 3)]
+    seeds: u64,
+    /// Where recipes lie.
+    #[arg(long, default_value = "configs/fashion")]
+    configs: PathBuf,
+    #[arg(long, default_value = "runs/accuracy")]
+    runs: PathBuf,
+    /// The table; a `.json` beside it has every run.
+    #[arg(long, default_value = "benches/records/accuracy.md")]
+    out: PathBuf,
+    /// Another folder with the whole of Fashion-MNIST.
+    #[arg(long)]
+    data: Option<PathBuf>,
+}
+
+/// One finished run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Run {
+    method: String,
+    seed: u64,
+    epochs: usize,
+    last: f64,
+    best: f64,
+    seconds: f64,
+    /// Multiply-adds of a step's body per unit, times two.
+    flops_per_unit: f64,
+}
+
+/// What is run: the row's name, the recipe, and edits of it.
+struct Job {
+    row: String,
+    recipe: String,
+    edits: Vec<String>,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse();
+    let mut runs = Vec::new();
+    let plain = |epochs: usize| Job {
+        row: format!("ce, {epochs} epochs"),
+        recipe: "ce".into(),
+        edits: vec![format!("train.epochs={epochs}")],
+    };
+    let named = args.methods.iter().map(|m| Job { row: m.clone(), recipe: m.clone(), edits: vec![] });
+    for job in [plain(8), plain(16)].into_iter().chain(named) {
+        for seed in 1..=args.seeds {
+            runs.push(finish(&args, &job, seed)?);
+            write(&args, &runs)?;
+        }
+    }
+    Ok(())
+}
+
+/// The run's result, from its folder or by training.
+fn finish(args: &Args, job: &Job, seed: u64) -> Result<Run, Box<dyn Error>> {
+    let folder = args.runs.join(format!("{}-{seed}", job.row.replace(", ", "-").replace(' ', "_")));
+    let done = folder.join("result.json");
+    if let Ok(text) = std::fs::read_to_string(&done) {
+        return Ok(serde_json::from_str(&text)?);
+    }
+    let mut edits = job.edits.clone();
+    edits.push(format!("train.seed={seed}"));
+    let loaded = load(args, &job.recipe, &edits)?;
+    let teachers: Vec<String> = loaded.recipe.teacher.iter().map(|t| t.name.clone()).collect();
+    for (i, name) in teachers.iter().enumerate() {
+        edits.push(format!("teacher.{i}.weights={:?}", std::path::absolute(teacher(args, name)?)?));
+    }
+    let run = train(args, (job, seed), &edits, &folder)?;
+    std::fs::write(&done, serde_json::to_string(&run)?)?;
+    Ok(run)
+}
+
+fn load(args: &Args, recipe: &str, edits: &[String]) -> Result<Loaded, Box<dyn Error>> {
+    let data = args.data.iter().map(|d| std::path::absolute(d).map(|d| format!("data.folder={d:?}")));
+    let edits: Vec<String> = edits.iter().cloned().chain(data.collect::<Result<Vec<_>, _>>()?).collect();
+    let mut loaded = Recipe::load(&args.configs.join(format!("{recipe}_resnet8.toml")), &edits)?;
+    loaded.recipe.stage.clear(); // teachers are trained here
+    Ok(loaded)
+}
+
+fn train(args: &Args, (job, seed): (&Job, u64), edits: &[String], folder: &Path) -> Result<Run, Box<dyn Error>> {
+    let loaded = load(args, &job.recipe, edits)?;
+    let epochs = loaded.recipe.train.epochs;
+    let options =
+        RunOptions { run_dir: Some(folder.to_path_buf()), verbosity: Verbosity::Quiet, ..RunOptions::default() };
+    let session = Session::open(loaded, options)?;
+    let plan = session.plan()?;
+    let body = plan.graph.nodes.iter().filter(|n| n.place.section == Section::Body);
+    let flops: u64 = body.map(|n| plan::cost(&plan.graph, n).flops).sum();
+    eprintln!("{} seed {seed}", job.row);
+    let outcome = session.train()?;
+    let (Exit::Done, Some(last), Some(best)) = (outcome.exit, outcome.last, outcome.best) else {
+        return Err(format!("{} seed {seed} was stopped; run this again to go on", job.row).into());
+    };
+    let flops_per_unit = flops as f64 / plan.graph.units[0] as f64;
+    let row = job.row.clone();
+    Ok(Run { method: row, seed, epochs, last: last.top1, best: best.top1, seconds: outcome.seconds, flops_per_unit })
+}
+
+/// Weights of a teacher, trained once by the plain recipe.
+fn teacher(args: &Args, network: &str) -> Result<PathBuf, Box<dyn Error>> {
+    let folder = args.runs.join(format!("teacher-{network}"));
+    let weights = folder.join("final.safetensors");
+    if !weights.is_file() {
+        let job = Job { row: format!("teacher {network}"), recipe: "ce".into(), edits: vec![] };
+        let edits = [format!("network.name={network:?}"), "train.epochs=8".to_string(), "train.seed=1".to_string()];
+        let run = train(args, (&job, 1), &edits, &folder)?;
+        std::fs::write(folder.join("result.json"), serde_json::to_string(&run)?)?;
+        train::export(&folder, false, &weights)?;
+    }
+    Ok(weights)
+}
+
+/// Mean and sample standard deviation.
+fn spread(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+    (mean, variance.sqrt())
+}
+
+fn write(args: &Args, runs: &[Run]) -> Result<(), Box<dyn Error>> {
+    std::fs::write(args.out.with_extension("json"), serde_json::to_string_pretty(runs)? + "\n")?;
+    let mut rows: Vec<String> = Vec::new();
+    let mut by_row: BTreeMap<&str, Vec<&Run>> = BTreeMap::new();
+    let mut order: Vec<&str> = Vec::new();
+    for run in runs {
+        if !by_row.contains_key(run.method.as_str()) {
+            order.push(&run.method);
+        }
+        by_row.entry(&run.method).or_default().push(run);
+    }
+    let per_epoch = |runs: &[&Run]| spread(&runs.iter().map(|r| r.seconds / r.epochs as f64).collect::<Vec<_>>()).0;
+    let (ce_seconds, ce_flops) = (per_epoch(&by_row[order[0]]), by_row[order[0]][0].flops_per_unit);
+    for name in order {
+        let of = &by_row[name];
+        let text = |pick: fn(&Run) -> f64| {
+            let (mean, sd) = spread(&of.iter().map(|r| pick(r)).collect::<Vec<_>>());
+            if of.len() > 1 { format!("{mean:.4} ± {sd:.4}") } else { format!("{mean:.4}") }
+        };
+        rows.push(format!(
+            "| {name} | {} | {} | {} | {} | {:.2} | {:.2} |",
+            of[0].epochs,
+            of.len(),
+            text(|r| r.last),
+            text(|r| r.best),
+            per_epoch(of) / ce_seconds,
+            of[0].flops_per_unit / ce_flops
+        ));
+    }
+    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    let table = format!(
+        "# Accuracy on Fashion-MNIST, ResNet-8\n\n\
+         `cargo run --release -p benches --bin accuracy -- {command}`, recipes `configs/fashion/<method>_resnet8.toml`.\n\
+         Test top1 of the last and of the best epoch, mean ± sample deviation over seeds 1, 2, …; time and multiply-adds of an epoch\n\
+         relative to plain training, counted ones per unit (a pair, or an anchor with its extra images, is one unit).\n\
+         The best epoch is chosen on the test set and is listed because published tables do so.\n\n\
+         | method | epochs | seeds | last | best | time | counted |\n|---|---|---|---|---|---|---|\n{}\n",
+        rows.join("\n")
+    );
+    std::fs::write(&args.out, table)?;
+    Ok(())
+}

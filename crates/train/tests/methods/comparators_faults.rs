@@ -1,0 +1,77 @@
+//! Recipes and files that cannot be, refused before a step: what, where, expected, got.
+
+use crate::comparators::golden;
+use std::path::Path;
+use tensor::{HostTensor, Shape};
+use train::recipe::Recipe;
+
+/// The error of a golden's step with its text changed.
+fn refused(name: &str, from: &str, to: &str) -> String {
+    let mut run = golden(name);
+    assert!(run.recipe.contains(from), "{}", run.recipe);
+    run.recipe = run.recipe.replace(from, to);
+    run.try_run("f64").expect_err(name).to_string()
+}
+
+fn has(message: &str, parts: &[&str]) {
+    parts.iter().for_each(|part| assert!(message.contains(part), "no {part:?} in {message}"));
+}
+
+#[test]
+fn a_teacher_of_other_classes_is_refused() {
+    for name in ["kd", "dkd", "normkd", "dist", "tf_kd_self"] {
+        let mut run = golden(name);
+        let teacher = &mut run.teachers[0];
+        teacher.insert("fc.weight".into(), HostTensor::new(Shape::new(&[7, 64]), &[0.1f64; 448]).unwrap());
+        teacher.insert("fc.bias".into(), HostTensor::new(Shape::new(&[7]), &[0.1f64; 7]).unwrap());
+        let why = run.try_run("f64").expect_err(name).to_string();
+        has(&why, &["teacher0.safetensors", "fc.weight", "[5,64]", "[7,64]", "fc.bias", "[5]", "[7]"]);
+    }
+}
+
+#[test]
+fn a_teacher_too_many_or_too_few_is_refused() {
+    let teacher = "[[teacher]]\nname = \"resnet8\"\nweights = \"t.safetensors\"\n[method]\n";
+    has(&refused("ps_kd", "[method]\n", teacher), &["[[teacher]]", "takes 0", "names 1"]);
+    has(&refused("dkd", "[method]\n", teacher), &["[[teacher]]", "takes 1", "names 2"]);
+    let mut run = golden("dkd");
+    let (start, end) = (run.recipe.find("[[teacher]]").unwrap(), run.recipe.find("[method]").unwrap());
+    run.recipe.replace_range(start..end, "");
+    has(&run.try_run("f64").unwrap_err().to_string(), &["[[teacher]]", "takes 1", "names 0"]);
+}
+
+#[test]
+fn branches_need_stages() {
+    for method in ["byot", "mixskd"] {
+        for network in ["vgg8", "linear", "mobilenetv2"] {
+            let text = format!(
+                "[data]\nset = \"cifar100\"\nfolder = \".\"\n[network]\nname = \"{network}\"\n[method]\nname = \"{method}\"\n[train]\n\
+                 epochs = 1\nglobal_batch = 4\n[optimizer]\nname = \"sgd\"\nlr = 0.05\n"
+            );
+            let loaded = Recipe::parse(text, Path::new("branches.toml"), &[]).unwrap();
+            let why = train::describe(loaded).expect_err(&format!("{method} on {network}")).to_string();
+            assert!(why.contains("[method]") && why.contains("stage"), "{method} on {network}: {why}");
+        }
+    }
+}
+
+#[test]
+fn settings_that_cannot_be_are_refused_before_a_step() {
+    has(&refused("kd", "temperature = 3.0", "temperature = 0.0"), &["method.temperature", "above 0", "got 0"]);
+    has(&refused("cutout", "side = 4", "side = 9"), &["method.side", "1 to 8", "8 x 8", "got 9"]);
+    has(&refused("bake_m1", "extra_images = 1", "extra_images = 0"), &["method.extra_images", "1 to 254", "got 0"]);
+    has(&refused("bake_m1", "omega = 0.9", "omega = 1.0"), &["method.omega", "less than 1", "got 1"]);
+    has(&refused("ps_kd", "alpha = 0.7", "alpha = 1.5"), &["method.alpha", "0 to 1", "got 1.5"]);
+    has(&refused("byot", "blocks = 1", "blocks = 0"), &["method.blocks", "at least 1", "got 0"]);
+}
+
+/// A box or a permutation of the batch that does not fit.
+#[test]
+fn draws_of_another_shape_are_refused() {
+    let short = HostTensor::new(Shape::new(&[3]), &[0i32, 1, 2]).unwrap();
+    let why = golden("mixup").given("draw.permutation", short).try_run("f64").unwrap_err().to_string();
+    has(&why, &["draw.permutation", "[4]", "[3]"]);
+    let flat = HostTensor::new(Shape::new(&[4]), &[0i32; 4]).unwrap();
+    let why = golden("cutout").given("draw.box", flat).try_run("f64").unwrap_err().to_string();
+    has(&why, &["draw.box", "[4,4]", "[4]"]);
+}

@@ -1,0 +1,66 @@
+//! Every golden of a method (tests/goldens/methods, PyTorch, f64), run as `retort step` runs it: recipe, weights and batch as files.
+//!
+//! A file's attributes: `recipe`, the TOML text; `weights` and `teachers`, names and published shapes, whose values come from the formula
+//! of tests/goldens/README.md; `steps` and `epoch`. Tensors `in.NAME` are the batch, `out.NAME` what the step must write.
+
+mod bench;
+mod comparators;
+mod comparators_faults;
+mod comparators_runs;
+#[path = "../goldens/golden.rs"]
+#[allow(dead_code)] // the other tests read more of it
+mod golden;
+mod oracles_atsc;
+mod oracles_crld;
+mod oracles_ips;
+mod oracles_mixskd;
+mod oracles_pll;
+mod probe;
+mod replayed;
+#[path = "../../../nets/tests/support/wave.rs"]
+mod wave;
+
+use golden::{Differences, Golden, names};
+use replayed::Replayed;
+
+/// Runs the file's steps in a precision and compares every `out.` tensor, `limit` being the least tolerance.
+fn check(name: &str, precision: &str, limit: f64) {
+    let golden = Golden::open("methods", name);
+    let results = Replayed::of(&golden).run(precision);
+    let mut found = Differences::new(format!("{name} {precision}"));
+    for key in golden.after("out.") {
+        let got = results.get(key).unwrap_or_else(|| panic!("{name}: the step wrote no {key}: {:?}", results.keys()));
+        found.add(key, (&got.to_f64().unwrap(), &golden.get(&format!("out.{key}"))), golden.tolerance.max(limit));
+    }
+}
+
+/// Checks every golden, so that a failure names all that fail.
+fn each(check: impl Fn(&str) + std::panic::RefUnwindSafe) {
+    let names = names("methods");
+    let failed: Vec<_> = names.iter().filter(|name| std::panic::catch_unwind(|| check(name)).is_err()).collect();
+    assert!(failed.is_empty(), "{} of {} fail: {failed:?}", failed.len(), names.len());
+}
+
+#[test]
+fn goldens_of_methods_in_f64() {
+    each(|name| check(name, "f64", 1e-9));
+}
+
+#[test]
+fn goldens_of_methods_in_f32() {
+    each(|name| check(name, "f32", 1e-4));
+}
+
+/// Losses and logits with activations rounded on store.
+#[test]
+fn goldens_of_methods_in_bf16() {
+    each(|name| {
+        let golden = Golden::open("methods", name);
+        let results = Replayed::of(&golden).run("bf16");
+        let mut found = Differences::new(format!("{name} bf16"));
+        let wanted = |key: &&str| *key == "loss" || key.starts_with("logits") || key.starts_with("teacher.logits");
+        for key in golden.after("out.").filter(wanted) {
+            found.add(key, (&results[key].to_f64().unwrap(), &golden.get(&format!("out.{key}"))), 2e-2);
+        }
+    });
+}

@@ -1,0 +1,148 @@
+"""Goldens of methods: methods/NAME.safetensors, steps of a recipe's method in float64. make_seeds.py and make_comparators.py have the cases.
+
+This file is what they share: the recipe's text, weights by formula, the steps, the file. Losses are written out from the formulas of the
+methods' papers and differentiated by autograd; the optimizer is torch.optim.SGD, which skips parameters without gradient.
+"""
+
+import json
+
+import torch
+from torch import nn
+
+from common import F64, save, seed_of, set_weights
+
+import nets  # benches/peers/nets.py, on the path by way of common
+
+SGD = {"lr": 0.05, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4}
+
+
+def build(name, classes, prefix=""):
+    """A network in training mode, filled by formula; `prefix` is `teacher.` for the first teacher."""
+    return set_weights(nets.build(name, classes).to(F64), prefix).train()
+
+
+def teacher(name, classes, number=1, training=False):
+    """Teacher `number`, on running statistics and without gradients unless it trains along."""
+    net = build(name, classes, prefix_of(number))
+    return net if training else net.eval().requires_grad_(False)
+
+
+def prefix_of(number):
+    return "teacher." if number == 1 else f"teacher{number}."
+
+
+def modules(**parts):
+    """A method's modules by name, filled by formula; their parameters are called `method.NAME...`."""
+    return set_weights(nn.ModuleDict(parts).to(F64), "method.").train()
+
+
+def recipe(method, network, teachers, sgd, epochs):
+    """TOML text. Values are written as JSON, which TOML reads."""
+    def section(head, values):
+        return [head] + [f"{k} = {json.dumps(v)}" for k, v in values.items()]
+
+    lines = section("[data]", {"set": "cifar100", "folder": "."}) + section("[network]", {"name": network})
+    for name in teachers:
+        lines += section("[[teacher]]", {"name": name, "weights": "teacher.safetensors"})
+    lines += section("[method]", method) + section("[train]", {"epochs": epochs, "global_batch": 4})
+    return "\n".join(lines + section("[optimizer]", {"name": "sgd"} | sgd)) + "\n"
+
+
+def shapes(state):
+    return {k: list(v.shape) for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+
+class Phase:
+    """A loss and the parameters it trains. losses() -> ({term: (weight, value)}, {output: tensor}); groups as torch.optim.SGD has them."""
+
+    def __init__(self, losses, params, name=None):
+        self.losses, self.params, self.name = losses, params, name
+
+
+class Case:
+    """A student, teachers and modules; `run` takes the steps and writes the file.
+
+    method: the recipe's [method], name first. batch: tensors by the names that `retort step` wants. teachers: [(network, module)].
+    watch: names (`student` ones plain, `method.`, `teacher.`) whose gradients and final values are stored, or prefixes of them ending in `*`.
+    """
+
+    def __init__(self, name, method, batch, network, student, teachers=(), parts=None, **more):
+        self.name, self.method, self.batch, self.network, self.student = name, method, batch, network, student
+        self.teachers, self.parts = list(teachers), parts if parts is not None else nn.ModuleDict()
+        self.sgd = SGD | more.pop("sgd", {})
+        self.steps, self.epoch, self.epochs = more.pop("steps", 1), more.pop("epoch", 0), more.pop("epochs", 10)
+        self.watch, self.tolerance = more.pop("watch"), more.pop("tolerance", 1e-9)
+        self.optimizers = {}
+        assert not more, more
+
+    def named(self):
+        """Every parameter and buffer under its published name."""
+        found = dict(self.student.state_dict(keep_vars=True))
+        found |= {f"method.{k}": v for k, v in self.parts.state_dict(keep_vars=True).items()}
+        for i, (_, net) in enumerate(self.teachers):
+            found |= {prefix_of(i + 1) + k: v for k, v in net.state_dict(keep_vars=True).items()}
+        return found
+
+    def watched(self):
+        named = self.named()
+        for pattern in self.watch:
+            names = [k for k in named if k == pattern or pattern.endswith("*") and k.startswith(pattern[:-1])]
+            assert names, f"{self.name}: no tensor is called {pattern}"
+            yield from ((k, named[k]) for k in names if not k.endswith("num_batches_tracked"))
+
+    def student_and_parts(self):
+        return [p for net in (self.student, self.parts) for p in net.parameters() if p.requires_grad]
+
+    def step(self, phases, first):
+        """One step; what it computed."""
+        out, total = {}, 0.0
+        for phase in phases:
+            for _, value in self.watched():
+                value.grad = None
+            sgd = self.optimizers.setdefault(phase, torch.optim.SGD(phase.params, **self.sgd))
+            sgd.zero_grad(set_to_none=True)
+            terms, outputs = phase.losses()
+            weighted = {k: weight * value for k, (weight, value) in terms.items()}
+            loss = sum(weighted.values())
+            loss.backward()
+            total = total + loss.detach()
+            out |= {f"loss.{k}": v.detach() for k, v in weighted.items()}
+            if first:
+                out |= {k: v.detach().clone() for k, v in outputs.items()}
+                for k, v in self.watched():
+                    if v.grad is not None and self.trained(phase, v):
+                        key = f"grad.{k}" if f"grad.{k}" not in out else f"grad.{phase.name}.{k}"
+                        out[key] = v.grad.clone()
+            sgd.step()
+        return out | {"loss": total}
+
+    @staticmethod
+    def trained(phase, value):
+        groups = [p for group in phase.params for p in (group["params"] if isinstance(group, dict) else [group])]
+        return any(p is value for p in groups)
+
+    def run(self, out, losses=None, phases=None, scripts=()):
+        """losses(): as a `Phase` has it, for a method of one phase that trains the student and its modules."""
+        phases = phases or [Phase(losses, self.student_and_parts())]
+        attr = {"recipe": recipe(self.method, self.network, [n for n, _ in self.teachers], self.sgd, self.epochs),
+                "weights": shapes(self.student.state_dict()) | {f"method.{k}": s for k, s in shapes(self.parts.state_dict()).items()},
+                "teachers": [shapes(net.state_dict()) for _, net in self.teachers], "steps": self.steps, "epoch": self.epoch}
+        made = {}
+        for step in range(self.steps):
+            values = self.step(phases, step == 0)
+            if self.steps > 1:
+                made |= {f"step{step}.{k}": v for k, v in values.items() if k.startswith("loss")}
+            if step == 0:
+                made |= values
+        made |= {f"after.{k}": v.detach().clone() for k, v in self.watched()}
+        tensors = {f"in.{k}": v for k, v in self.batch.items()} | {f"out.{k}": v for k, v in made.items()}
+        sources = [__file__, nets.__file__, *scripts]
+        save(out, f"methods/{self.name}", tensors, attr, self.tolerance, seed_of(self.name), sources)
+
+
+def main(out):
+    import make_comparators
+    import make_seeds
+
+    make_seeds.main(out)
+    make_comparators.main(out)
