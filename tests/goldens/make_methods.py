@@ -5,6 +5,7 @@ methods' papers and differentiated by autograd; the optimizer is torch.optim.SGD
 """
 
 import json
+import math
 
 import torch
 from torch import nn
@@ -52,6 +53,32 @@ def shapes(state):
     return {k: list(v.shape) for k, v in state.items() if not k.endswith("num_batches_tracked")}
 
 
+def rounding(gradient):
+    """Whether a gradient is zero in truth and not in numbers: that of a bias before batch norm."""
+    return 0 < gradient.abs().max() < 1e-10
+
+
+def rounded(bits):
+    """A hook that rounds what a layer gives to so many bits, its gradient left alone."""
+    def hook(layer, given, made):
+        last = 2.0 ** (torch.frexp(made.detach())[1].to(F64) - bits)
+        return made + ((made / last).round() * last - made).detach()
+
+    return hook
+
+
+def distance(a, b):
+    """As the tests have it: relative, absolute where the reference is 0."""
+    off, size = float((a - b).norm()), float(b.norm())
+    return off / size if size > 0 else off
+
+
+def least_above(x):
+    """The least of 1, 2, 5 times a power of ten that is not below x."""
+    ten = 10.0 ** math.floor(math.log10(x))
+    return next(float(f"{m * ten:.0e}") for m in (1, 2, 5, 10) if m * ten >= x)
+
+
 class Phase:
     """A loss and the parameters it trains. losses() -> ({term: (weight, value)}, {output: tensor}); groups as torch.optim.SGD has them."""
 
@@ -72,6 +99,7 @@ class Case:
         self.sgd = SGD | more.pop("sgd", {})
         self.steps, self.epoch, self.epochs = more.pop("steps", 1), more.pop("epoch", 0), more.pop("epochs", 10)
         self.watch, self.tolerance = more.pop("watch"), more.pop("tolerance", 1e-9)
+        self.amplified = {"f32": 20, "bf16": 4} | more.pop("amplified", {})
         self.optimizers = {}
         assert not more, more
 
@@ -110,11 +138,39 @@ class Case:
             if first:
                 out |= {k: v.detach().clone() for k, v in outputs.items()}
                 for k, v in self.watched():
-                    if v.grad is not None and self.trained(phase, v):
+                    if v.grad is not None and self.trained(phase, v) and not rounding(v.grad):
                         key = f"grad.{k}" if f"grad.{k}" not in out else f"grad.{phase.name}.{k}"
                         out[key] = v.grad.clone()
             sgd.step()
         return out | {"loss": total}
+
+    def take(self, phases, begin, bits=None):
+        """All steps from the beginning; with `bits`, every layer's output rounded to them."""
+        self.optimizers = {}
+        for k, v in self.named().items():
+            v.data.copy_(begin[k])
+        layers = [m for net in (self.student, self.parts, *(t for _, t in self.teachers)) for m in net.modules() if bits]
+        hooks = [m.register_forward_hook(rounded(bits)) for m in layers]
+        made = {}
+        for step in range(self.steps):
+            values = self.step(phases, step == 0)
+            if self.steps > 1:
+                made |= {f"step{step}.{k}": v for k, v in values.items() if k.startswith("loss")}
+            if step == 0:
+                made |= values
+        for hook in hooks:
+            hook.remove()
+        return made | {f"after.{k}": v.detach().clone() for k, v in self.watched()}
+
+    def limits(self, phases, begin, made):
+        """Tolerances of coarser arithmetic: `amplified` times what rounding after every layer does, in f32 to anything, in bf16 to loss and
+        logits. Small batches of deep random networks amplify roundings, formulas do not; sums are rounded too."""
+        def worst(bits, names):
+            coarse = self.take(phases, begin, bits)
+            return max(distance(coarse[k], made[k]) for k in names)
+
+        shown = [k for k in made if k == "loss" or k.startswith(("logits", "teacher.logits"))]
+        return {"f32": least_above(self.amplified["f32"] * worst(24, made)), "bf16": least_above(self.amplified["bf16"] * worst(8, shown))}
 
     @staticmethod
     def trained(phase, value):
@@ -127,16 +183,12 @@ class Case:
         attr = {"recipe": recipe(self.method, self.network, [n for n, _ in self.teachers], self.sgd, self.epochs),
                 "weights": shapes(self.student.state_dict()) | {f"method.{k}": s for k, s in shapes(self.parts.state_dict()).items()},
                 "teachers": [shapes(net.state_dict()) for _, net in self.teachers], "steps": self.steps, "epoch": self.epoch}
-        made = {}
-        for step in range(self.steps):
-            values = self.step(phases, step == 0)
-            if self.steps > 1:
-                made |= {f"step{step}.{k}": v for k, v in values.items() if k.startswith("loss")}
-            if step == 0:
-                made |= values
-        made |= {f"after.{k}": v.detach().clone() for k, v in self.watched()}
+        begin = {k: v.detach().clone() for k, v in self.named().items()}
+        made = self.take(phases, begin)
+        attr["limits"] = self.limits(phases, begin, made)
         tensors = {f"in.{k}": v for k, v in self.batch.items()} | {f"out.{k}": v for k, v in made.items()}
         sources = [__file__, nets.__file__, *scripts]
+        print(f"{self.name}: loss {float(made['loss']):.6f}, limits {attr['limits']}")
         save(out, f"methods/{self.name}", tensors, attr, self.tolerance, seed_of(self.name), sources)
 
 

@@ -24,11 +24,22 @@ def batch_of(name, rows=4, labels=None, views=("",)):
     return images | {"label": d.ints(CLASSES, labels or rows)}, d
 
 
+def large_batch_of(name, rows=4):
+    """Smooth images of 16 x 16: features are deeper than elsewhere, and less of them is rounding."""
+    d = Draw(seed_of(name))
+    coarse = F.interpolate(d.normal(rows, 3, SIDE // 2, SIDE // 2), scale_factor=4, mode="bilinear")
+    return {"image": coarse + 0.3 * d.normal(rows, 3, 2 * SIDE, 2 * SIDE), "label": d.ints(CLASSES, rows)}
+
+
 def taps_of(net, image):
     """(maps of stem and stages, logits)."""
     taps = []
     logits = net(image, taps)
     return taps[:-1], logits
+
+
+def top1(logits, label):
+    return {"monitor.top1": (logits.argmax(1) == label).to(F64).mean()}
 
 
 # Patch swap. Rows are [a_1..a_n, b_1..b_n].
@@ -65,7 +76,7 @@ def patch_swap(out, name, m=2, epoch=0, ramp=None, **settings):
         cross = sum(runs) / (1 if settings.get("ce_reduce") == "sum" else len(runs))
         a, b = logits[:n], logits[n:2 * n]
         _, distil = ips(a, b, label, settings.get("temperature", 4.0), alpha, settings.get("kl", "two_way_sg"))
-        return {"ce": (1, cross), "kd": (1, distil)}, {"logits": logits[:2 * n]}
+        return {"ce": (1, cross), "kd": (1, distil)}, {"logits": logits[:2 * n]} | top1(logits[:2 * n], label.repeat(2))
 
     method = {"name": "ips", "m": m} | settings
     Case(name, method, batch, "resnet8", net, watch=RESNET, steps=2, epoch=epoch).run(out, losses, scripts=SCRIPTS)
@@ -165,7 +176,7 @@ def mixskd(out, name, lam=0.3, permutation=(2, 0, 1, 3), steps=2, **settings):
         }
         if settings.get("loss") == "a":
             del terms["mixcls"], terms["stcls"]
-        return {k: (settings.get(f"{k}_weight", 1.0), v) for k, v in terms.items()}, {"logits": own}
+        return {k: (settings.get(f"{k}_weight", 1.0), v) for k, v in terms.items()}, {"logits": own} | top1(own[:n], y)
 
     case = Case(name, {"name": "mixskd"} | settings, batch, "resnet8", net, parts=parts, watch=MIXSKD_WATCH, steps=steps)
     case.run(out, losses, scripts=SCRIPTS)
@@ -226,8 +237,11 @@ ATSC_STUDENT = {"resnet8": ["conv1.weight", "bn1.running_mean", "layer3.0.bn2.we
                 "vgg8": ["block0.0.weight", "block0.0.bias", "block4.1.running_var", "block4.1.weight", "classifier.bias"]}
 ATSC_TEACHER = {"resnet8": ["conv1.weight", "bn1.running_mean", "bn1.running_var", "layer3.0.bn2.weight", "layer3.0.bn2.bias", "fc.weight",
                             "fc.bias"],
-                "vgg8": ["block0.0.weight", "block0.0.bias", "block0.1.running_var", "block4.1.weight", "block4.1.running_mean", "classifier.bias"]}
+                "vgg8": ["block0.0.bias", "block0.1.weight", "block0.1.running_var", "block4.1.weight", "block4.1.running_mean", "classifier.bias"]}
 PROJECTOR = ["bn1.weight", "bn1.running_mean", "bn2.bias", "bn3.weight", "bn3.running_var"]
+
+
+AMPLIFIED = {"f32": 400}  # VGG's sums of up to 4608 products cancel
 
 
 def atsc_watch(student, teachers):
@@ -246,7 +260,7 @@ def channels(net, image):
 
 def atsc(out, name, student="resnet8", teachers=("resnet14",), sgd=None, steps=3, **settings):
     """The main step, then for each teacher a second forward and a step of its classifier's bias."""
-    batch, _ = batch_of(name)
+    batch = large_batch_of(name)
     x, y = batch["image"], batch["label"]
     frozen = settings.get("teacher") == "frozen"
     net = build(student, CLASSES)
@@ -275,14 +289,19 @@ def atsc(out, name, student="resnet8", teachers=("resnet14",), sgd=None, steps=3
                 terms[numbered("anchor", i)] = (w, r)
             terms[numbered("kd", i)] = (d, kl(their_logits, own, temperature))
             shared.append(F.linear(a.mean((2, 3)), head(t).weight, head(t).bias))
-            outputs[numbered("teacher.logits", i)] = their_logits
+            size = (their_maps[-1] ** 2).mean()
+            outputs |= {numbered("teacher.logits", i): their_logits, numbered("monitor.feature_rms", i): size.sqrt(),
+                        numbered("monitor.relative_mse", i): F.mse_loss(a, g) / size,
+                        numbered("monitor.teacher_top1", i): top1(their_logits, y)["monitor.top1"]}
         terms["ce"] = (c, ce(own, y))
-        return terms, outputs | {"logits": sum(shared) / len(shared)}
+        together = sum(shared) / len(shared)
+        return terms, outputs | {"logits": together} | top1(together, y)
 
     def bias(i):
         return lambda: ({numbered("bias", i): (1, ce(trained[i](x), y))}, {})
 
-    case = Case(name, {"name": "atsc"} | settings, batch, student, net, list(zip(teachers, trained)), parts, sgd={"lr": 0.002} | (sgd or {}), steps=steps,
+    case = Case(name, {"name": "atsc"} | settings, batch, student, net, list(zip(teachers, trained)), parts,
+                sgd={"lr": 0.002} | (sgd or {}), steps=steps, amplified=AMPLIFIED if "vgg8" in (student, *teachers) else {},
                 watch=atsc_watch(student, teachers))
     norms = [p for t in trained for m in t.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
     groups = [p for module in (net, parts, *trained) for p in module.parameters() if p.requires_grad]
@@ -300,16 +319,16 @@ def atscs(out):
     atsc(out, "atsc_ref", anchor_bn=False)
     atsc(out, "atsc_no_bias_step", bias_step=False)
     atsc(out, "atsc_bn_decay_off", teacher_bn_decay=False, anchor_bn=False, sgd={"weight_decay": 5e-3})
-    atsc(out, "atsc_ce_kd", ce_weight=0.5, kd_weight=0.3, mse_weight=2.0, anchor_weight=0.7, temperature=3.0, projector_factor=4,
+    atsc(out, "atsc_ce_kd", ce_weight=0.5, kd_weight=0.3, mse_weight=2.0, anchor_weight=0.7, temperature=3.0,
          sgd={"nesterov": True})
     atsc(out, "atsc_two_teachers", teachers=("resnet14", "resnet8"))
-    atsc(out, "atsc_small_student_map", student="vgg8", anchor_weight=0.5)
-    atsc(out, "atsc_small_teacher_map", teachers=("vgg8",), projector_factor=8)
+    atsc(out, "atsc_small_student_map", student="vgg8", anchor_weight=0.5, sgd={"lr": 0.0005})
+    atsc(out, "atsc_small_teacher_map", teachers=("vgg8",), projector_factor=8, steps=2, sgd={"lr": 0.0002})
     atsc(out, "atsc_frozen", teachers=("resnet14x2",), teacher="frozen", ce_weight=0.25, kd_weight=0.5)
 
 
 def simkd(out, name, student="resnet8", network="resnet14x2", **settings):
-    batch, _ = batch_of(name)
+    batch = large_batch_of(name)
     x, net, t = batch["image"], build(student, CLASSES), teacher(network, CLASSES)
     cin, cout = channels(build(student, CLASSES), x), channels(build(network, CLASSES), x)
     parts = modules(projector=Projector(cin, cout, settings.get("projector_factor", 2)))
@@ -320,15 +339,15 @@ def simkd(out, name, student="resnet8", network="resnet14x2", **settings):
         a, g = compared(parts["projector"], maps[-1], their_maps[-1])
         shared = F.linear(a.mean((2, 3)), head(t).weight, head(t).bias)
         terms = {"mse": (settings.get("mse_weight", 1.0), F.mse_loss(a, g)), "ce": (0.0, ce(own, batch["label"]))}
-        return terms, {"logits": shared, "teacher.logits": their_logits}
+        return terms, {"logits": shared, "teacher.logits": their_logits} | top1(shared, batch["label"])
 
-    case = Case(name, {"name": "simkd"} | settings, batch, student, net, [(network, t)], parts, steps=3, watch=atsc_watch(student, [network]))
+    case = Case(name, {"name": "simkd"} | settings, batch, student, net, [(network, t)], parts, steps=2, watch=atsc_watch(student, [network]))
     case.run(out, losses, scripts=SCRIPTS)
 
 
 def simkds(out):
     simkd(out, "simkd")
-    simkd(out, "simkd_small_student_map", student="vgg8", network="resnet14", mse_weight=0.5, projector_factor=4)
+    simkd(out, "simkd_small_teacher_map", network="vgg8", mse_weight=0.5, projector_factor=8)
 
 
 # CRLD
@@ -375,7 +394,7 @@ def crld(out, name, epoch=0, **settings):
                  "within": (factor * settings.get("within_weight", 2.0), ww + ss),
                  "cross": (factor * settings.get("cross_weight", 0.5), ws + sw)}
         return terms, {"logits.weak": zw, "logits.strong": zs, "teacher.logits.weak": tw, "teacher.logits.strong": ts,
-                       "monitor.kept_weak": mw.mean(), "monitor.kept_strong": ms.mean()}
+                       "monitor.kept_weak": mw.mean(), "monitor.kept_strong": ms.mean()} | top1(zw, y)
 
     case = Case(name, {"name": "crld"} | settings, batch, "resnet8", net, [("resnet14", t)], watch=RESNET, epoch=epoch, steps=2)
     case.run(out, losses, scripts=SCRIPTS)
@@ -425,7 +444,7 @@ def pll(out, name, network="linear", **settings):
             order = theirs.sort(1, descending=True)
             assert (order.values[:, k - 1] - order.values[:, k]).min() > 1e-2, f"{name}: candidates are near a tie"
             term = {"gce": (1, gce_pair(z, order.indices[:, :k], settings.get("q", 0.7)))}
-        return term, {"logits": z, "teacher.logits": theirs}
+        return term, {"logits": z, "teacher.logits": theirs} | top1(z, batch["label"])
 
     watch = ["fc.weight"] if network == "linear" else RESNET
     case = Case(name, {"name": "pll"} | settings, batch, network, net, [(network, t)], watch=watch, steps=3)

@@ -20,6 +20,9 @@ struct Args {
     methods: Vec<String>,
     #[arg(long, default_value_t = 3)]
     seeds: u64,
+    /// More recipes, with one seed each.
+    #[arg(long, value_delimiter = ',')]
+    once: Vec<String>,
     /// Where recipes lie.
     #[arg(long, default_value = "configs/fashion")]
     configs: PathBuf,
@@ -61,9 +64,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         recipe: "ce".into(),
         edits: vec![format!("train.epochs={epochs}")],
     };
-    let named = args.methods.iter().map(|m| Job { row: m.clone(), recipe: m.clone(), edits: vec![] });
-    for job in [plain(8), plain(16)].into_iter().chain(named) {
-        for seed in 1..=args.seeds {
+    let named = |m: &String| Job { row: m.clone(), recipe: m.clone(), edits: vec![] };
+    let several = [plain(8), plain(16)].into_iter().chain(args.methods.iter().map(named)).map(|job| (job, args.seeds));
+    for (job, seeds) in several.chain(args.once.iter().map(|m| (named(m), 1))) {
+        for seed in 1..=seeds {
             runs.push(finish(&args, &job, seed)?);
             write(&args, &runs)?;
         }

@@ -1,8 +1,8 @@
 //! Features of unit norm with one correlation inside classes and one across: everything in closed form (chapter 6.6).
 
+use crate::Matrix;
 use crate::error::{AveragingError, check_labels};
 use crate::linear::{damping, ridge};
-use crate::Matrix;
 
 /// K classes of n samples each; correlation c inside a class, d across classes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,7 +24,15 @@ impl Block {
     /// G, [N,N], samples sorted by class; 1 on the diagonal.
     pub fn gram(&self) -> Matrix {
         let same = |i: usize, j: usize| i / self.per_class == j / self.per_class;
-        let entry = |i, j| if i == j { 1.0 } else if same(i, j) { self.within } else { self.across };
+        let entry = |i, j| {
+            if i == j {
+                1.0
+            } else if same(i, j) {
+                self.within
+            } else {
+                self.across
+            }
+        };
         Matrix::from_fn(self.samples(), self.samples(), entry)
     }
 

@@ -13,7 +13,9 @@ pub enum AveragingError {
     #[error("{what}: expected a finite number above 0, got {got}; the fixed point exists only with weight decay")]
     NotPositive { what: &'static str, got: f64 },
     /// The solver ran out of steps.
-    #[error("the fixed point was not reached: residual {residual:.1e} after {steps} steps, expected {expected:.1e}; allow more steps")]
+    #[error(
+        "the fixed point was not reached: residual {residual:.1e} after {steps} steps, expected {expected:.1e}; allow more steps"
+    )]
     NotConverged { residual: f64, steps: usize, expected: f64 },
     /// A feature or weight is NaN or infinite.
     #[error("{what}: value {index} is not finite; train the probe again or make the features anew")]

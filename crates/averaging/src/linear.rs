@@ -48,7 +48,8 @@ pub fn two_hot(candidates: &[[u32; 2]], classes: usize) -> Matrix {
 
 /// Eigenvalues of Φ Φᵀ, largest first: those of G = ΦᵀΦ that are not 0 by rank.
 pub fn spectrum(features: &Matrix) -> Vec<f64> {
-    let gram = if features.nrows() < features.ncols() { features * features.transpose() } else { features.tr_mul(features) };
+    let gram =
+        if features.nrows() < features.ncols() { features * features.transpose() } else { features.tr_mul(features) };
     let mut values: Vec<f64> = gram.symmetric_eigenvalues().iter().map(|&g| g.max(0.0)).collect();
     values.sort_by(|a, b| b.total_cmp(a));
     values

@@ -1,7 +1,8 @@
 //! Flags that several commands share, and how they become edits of the recipe.
 
 use crate::error::CliError;
-use crate::{cmd_eval, cmd_export, cmd_import, cmd_pack, cmd_plan, cmd_predict, cmd_step, cmd_train};
+use crate::{cmd_averaging, cmd_eval, cmd_export, cmd_features, cmd_import, cmd_pack};
+use crate::{cmd_plan, cmd_predict, cmd_step, cmd_train};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
 use train::recipe::Recipe;
@@ -28,6 +29,8 @@ pub(crate) enum Command {
     Import(cmd_import::ImportArgs),
     Export(cmd_export::ExportArgs),
     Predict(cmd_predict::PredictArgs),
+    Features(cmd_features::FeaturesArgs),
+    Averaging(cmd_averaging::AveragingArgs),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -42,18 +42,19 @@ pub(crate) struct EvalArgs {
 
 pub(crate) fn run(args: &EvalArgs, terminal: &Terminal) -> Result<Exit, CliError> {
     let is_run = args.from.is_dir();
+    let from = train::final_folder(&args.from);
     let weights = match &args.weights {
         Some(file) => {
             refuse_pickle(file)?;
             Weights::File(file.clone())
         }
-        None if is_run => Weights::Run(args.from.clone()),
+        None if is_run => Weights::Run(from.clone()),
         None => {
             let what = format!("{} is a recipe: give --weights FILE, or a run folder instead", args.from.display());
             return Err(CliError::Usage(what));
         }
     };
-    let recipe = if is_run { args.from.join("recipe.toml") } else { args.from.clone() };
+    let recipe = if is_run { from.join("recipe.toml") } else { from };
     let loaded = args.edits.load(&recipe)?;
     loaded.check_files()?;
     let split = match args.split {

@@ -28,6 +28,6 @@ pub(crate) struct ExportArgs {
 
 pub(crate) fn run(args: &ExportArgs, terminal: &Terminal) -> Result<Exit, CliError> {
     refuse_pickle(&args.to)?;
-    terminal.print(train::export(&args.run, args.ema, &args.to)?)?;
+    terminal.print(train::export(&train::final_folder(&args.run), args.ema, &args.to)?)?;
     Ok(Exit::Done)
 }

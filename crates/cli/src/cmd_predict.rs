@@ -39,7 +39,7 @@ pub(crate) struct PredictArgs {
 
 pub(crate) fn run(args: &PredictArgs, terminal: &Terminal) -> Result<Exit, CliError> {
     let weights = match (&args.run, &args.weights) {
-        (Some(run), _) => Weights::Run(run.clone()),
+        (Some(run), _) => Weights::Run(train::final_folder(run)),
         (None, Some(file)) => {
             refuse_pickle(file)?;
             Weights::File(file.clone())

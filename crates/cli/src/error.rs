@@ -11,6 +11,8 @@ pub(crate) enum CliError {
     Train(Box<TrainError>),
     #[error(transparent)]
     Data(#[from] data::DataError),
+    #[error(transparent)]
+    Averaging(#[from] averaging::AveragingError),
     /// What was asked for makes no sense.
     #[error("{0}")]
     Usage(String),

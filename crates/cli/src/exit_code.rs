@@ -13,6 +13,8 @@ pub(crate) fn of(error: &CliError) -> Exit {
         CliError::Stdout(e) if e.kind() == ErrorKind::BrokenPipe => Exit::Done,
         CliError::Stdout(_) => Exit::CheckpointIo,
         CliError::Data(e) => of_data(e),
+        CliError::Averaging(averaging::AveragingError::NotPositive { .. }) => Exit::Usage,
+        CliError::Averaging(_) => Exit::BadData,
         CliError::Train(e) => match e.as_ref() {
             TrainError::Recipe(_) | TrainError::Setting(_) => Exit::Usage,
             TrainError::Data(e) => of_data(e),

@@ -1,10 +1,12 @@
 //! The command line: words to settings, errors to exit codes. Results go to stdout, everything else to stderr.
 //!
-//! Invariant: nothing here computes; every command is a few calls of `train`, `data` or `plan`.
+//! Invariant: nothing here computes; every command is a few calls of `train`, `data`, `averaging` or `plan`.
 
 mod args;
+mod cmd_averaging;
 mod cmd_eval;
 mod cmd_export;
+mod cmd_features;
 mod cmd_import;
 mod cmd_pack;
 mod cmd_plan;
@@ -58,5 +60,7 @@ fn run(command: &Command, terminal: &Terminal) -> Result<Exit, CliError> {
         Command::Import(args) => cmd_import::run(args, terminal),
         Command::Export(args) => cmd_export::run(args, terminal),
         Command::Predict(args) => cmd_predict::run(args, terminal),
+        Command::Features(args) => cmd_features::run(args, terminal),
+        Command::Averaging(args) => cmd_averaging::run(args, terminal),
     }
 }

@@ -24,6 +24,8 @@ pub enum Augment {
     RandomResizedCropFlip { size: usize, scale: [f64; 2], ratio: [f64; 2] },
     /// Shorter side to `resize`, then the central `size`²: evaluation.
     ResizeCenterCrop { resize: usize, size: usize },
+    /// The whole image to `size`², its aspect ratio not kept (chapter 6.2).
+    ResizeExact { size: usize },
 }
 
 impl Augment {
@@ -59,9 +61,14 @@ impl Augment {
                     && r1.is_finite()
             }
             Augment::ResizeCenterCrop { resize, size } => 1 <= size && size <= resize && resize <= limits::SIDE,
+            Augment::ResizeExact { size } => (1..=limits::SIDE).contains(&size),
         };
         match *self {
-            Augment::RandomResizedCropFlip { size, .. } | Augment::ResizeCenterCrop { size, .. } if valid => {
+            Augment::RandomResizedCropFlip { size, .. }
+            | Augment::ResizeCenterCrop { size, .. }
+            | Augment::ResizeExact { size }
+                if valid =>
+            {
                 Ok([size, size])
             }
             _ => Err(DataError::Setting(format!(
@@ -87,6 +94,11 @@ pub(crate) fn pad_crop(image: &RawImage, pad: usize, origin: [usize; 2], out: &m
             line[first * image.channels..][..bytes].copy_from_slice(&image.pixels[from..][..bytes]);
         }
     }
+}
+
+/// The whole image.
+pub(crate) fn whole(image: &RawImage) -> CropBox {
+    CropBox { top: 0, left: 0, height: image.height, width: image.width }
 }
 
 /// A rectangle inside an image.

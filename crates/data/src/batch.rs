@@ -15,8 +15,10 @@ use crate::error::DataError;
 pub struct Batch {
     /// Which micro-batch this is; `micro.units` are valid, units behind them are padding.
     pub micro: Micro,
-    /// [rows, height, width, channels], rows = units × images a unit, in the order of `Sampler::row`.
+    /// [rows, height, width, channels], rows = units × images a unit, in the order of `Sampler::row`; empty for feature vectors.
     pub images: Vec<u8>,
+    /// [rows, 1, 1, channels], feature vectors in the same order; empty for images.
+    pub floats: Vec<f32>,
     /// [rows, height, width, channels]
     pub shape: [usize; 4],
     /// [units]: all images of a unit have its label.

@@ -61,9 +61,8 @@ impl ClassMap {
 /// The distance is that of rows, as the published code hands the map to its clustering routine as observations.
 pub fn clusters(map: &ClassMap, cut: f64) -> Vec<usize> {
     let classes = map.classes();
-    let distance = |i: usize, j: usize| {
-        map.row(i).iter().zip(map.row(j)).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
-    };
+    let distance =
+        |i: usize, j: usize| map.row(i).iter().zip(map.row(j)).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
     let mut between: Vec<Vec<f64>> = (0..classes).map(|i| (0..classes).map(|j| distance(i, j)).collect()).collect();
     let mut alive: Vec<usize> = (0..classes).collect();
     let mut merges: Vec<(usize, usize, f64)> = Vec::new();

@@ -33,9 +33,11 @@ impl Features {
             tensors.get(name).ok_or_else(missing)
         };
         let (feature, label) = (part("feature")?, part("label")?);
-        let [len, size] = feature.shape().dims().try_into().map_err(|_| {
-            fail(format!("feature has shape {}; expected [samples, values]", feature.shape()))
-        })?;
+        let [len, size] = feature
+            .shape()
+            .dims()
+            .try_into()
+            .map_err(|_| fail(format!("feature has shape {}; expected [samples, values]", feature.shape())))?;
         if label.shape().dims() != [len] || len == 0 || size == 0 {
             return Err(fail(format!("{} labels for features {}; expected one a row", label.shape(), feature.shape())));
         }
@@ -46,15 +48,24 @@ impl Features {
         if *content != found {
             return Err(fail(format!("content {found}, expected {content}: the file is damaged; make it anew")));
         }
-        let classes: Vec<String> =
-            serde_json::from_str(named("classes")?).map_err(|e| fail(format!("classes: {e}; expected a list of names")))?;
+        let classes: Vec<String> = serde_json::from_str(named("classes")?)
+            .map_err(|e| fail(format!("classes: {e}; expected a list of names")))?;
         let rows = feature.view::<f32>().map_err(|e| fail(format!("feature: {e}")))?.to_vec();
         if let Some(at) = rows.iter().position(|x| !x.is_finite()) {
-            return Err(fail(format!("value {} of feature {} is {}; expected finite ones", at % size, at / size, rows[at])));
+            return Err(fail(format!(
+                "value {} of feature {} is {}; expected finite ones",
+                at % size,
+                at / size,
+                rows[at]
+            )));
         }
         let labels = label.view::<i32>().map_err(|e| fail(format!("label: {e}")))?;
         if let Some(at) = labels.iter().position(|&l| l < 0 || l as usize >= classes.len().min(limits::CLASSES)) {
-            return Err(fail(format!("label {at} is {}; expected 0 to {}", labels[at], classes.len().saturating_sub(1))));
+            return Err(fail(format!(
+                "label {at} is {}; expected 0 to {}",
+                labels[at],
+                classes.len().saturating_sub(1)
+            )));
         }
         let labels = labels.iter().map(|&l| l as u32).collect();
         let meta = Meta { name: name.into(), classes, channels: size, size: Some([1, 1]), labels };

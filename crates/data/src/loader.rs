@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fast_image_resize::Resizer;
 
-use crate::augment::{Augment, pad_crop, random_box, resize_box, resize_center_crop};
+use crate::augment::{Augment, pad_crop, random_box, resize_box, resize_center_crop, whole};
 use crate::batch::{BadSample, Batch, BatchSpec, DrawData, OnBad};
 use crate::dataset::{Dataset, RawImage};
 use crate::deal::Micro;
@@ -70,6 +70,13 @@ impl Loader {
     /// Checks the settings against the set.
     pub fn new(dataset: Arc<dyn Dataset>, spec: BatchSpec) -> Result<Loader, DataError> {
         let size = spec.augment.output_size(dataset.size())?;
+        let strong = spec.views.contains(&spec::Augment::Strong);
+        if dataset.floats(0).is_some() && (spec.augment != Augment::None || strong) {
+            return Err(DataError::Setting(format!(
+                "{} holds feature vectors, which cannot be augmented; set data.augment = \"none\", and a method without a strong view",
+                dataset.name()
+            )));
+        }
         named::check(&spec.draws, size)?;
         Ok(Loader { dataset, spec, size })
     }
@@ -87,7 +94,7 @@ impl Loader {
     pub fn batch(&self, epoch: &Epoch, micro: &Micro) -> Result<Batch, DataError> {
         let (mut batch, units) = self.empty(epoch, micro);
         let sampler = epoch.sampler();
-        let image_bytes: usize = self.image_shape().iter().product();
+        let image_values: usize = self.image_shape().iter().product();
         let mut work = Workspace { image: RawImage::default(), resizer: Resizer::new(), scratch: Vec::new() };
         for unit in 0..micro.units as usize {
             let slot = micro.first_slot + unit as u32;
@@ -106,9 +113,12 @@ impl Loader {
                 batch.labels[unit] = label;
                 batch.row_labels[number] = label;
                 batch.index[number] = image.index as i32;
-                if image.good {
+                if let Some(vector) = self.dataset.floats(image.index as usize) {
                     batch.weight[number] = 1.0;
-                    let out = &mut batch.images[number * image_bytes..][..image_bytes];
+                    batch.floats[number * image_values..][..image_values].copy_from_slice(vector);
+                } else if image.good {
+                    batch.weight[number] = 1.0;
+                    let out = &mut batch.images[number * image_values..][..image_values];
                     self.render(&mut work, &row, out);
                 }
                 self.leave_to_step(&row, &mut batch);
@@ -123,9 +133,12 @@ impl Loader {
         let rows = units * epoch.sampler().images_per_unit();
         let [height, width, channels] = self.image_shape();
         let named = self.spec.draws.iter().map(|d| (d.name.clone(), named::values(d, epoch.key(), micro, units)));
+        let values = rows * height * width * channels;
+        let is_vectors = self.dataset.floats(0).is_some();
         let mut batch = Batch {
             micro: *micro,
-            images: vec![0; rows * height * width * channels],
+            images: vec![0; if is_vectors { 0 } else { values }],
+            floats: vec![0.0; if is_vectors { values } else { 0 }],
             shape: [rows, height, width, channels],
             labels: vec![0; units],
             row_labels: vec![0; rows],
@@ -182,6 +195,9 @@ impl Loader {
     }
 
     fn read(&self, index: u32, image: &mut RawImage) -> Result<(), DataError> {
+        if self.dataset.floats(index as usize).is_some() {
+            return Ok(());
+        }
         self.dataset.read(index as usize, image)
     }
 
@@ -210,6 +226,7 @@ impl Loader {
                 resize_box(image, part, self.size, out, &mut work.resizer);
             }
             Augment::ResizeCenterCrop { resize, size } => resize_center_crop(image, resize, size, out),
+            Augment::ResizeExact { .. } => resize_box(image, whole(image), self.size, out, &mut work.resizer),
         }
         if row.strong {
             let [height, width] = self.size;

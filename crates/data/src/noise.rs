@@ -126,10 +126,13 @@ impl NoisyLabels {
             self.truth.len()
         );
         let alone = |k: &usize| self.clusters.iter().filter(|&&c| c == self.clusters[*k]).count() == 1;
-        let clean: Vec<&str> =
-            (0..self.clusters.len()).filter(alone).map(|k| self.meta.classes[k].as_str()).collect();
+        let clean: Vec<&str> = (0..self.clusters.len()).filter(alone).map(|k| self.meta.classes[k].as_str()).collect();
         if !clean.is_empty() {
-            text.push_str(&format!("; {} classes are alone in their cluster and stay clean: {}", clean.len(), clean.join(", ")));
+            text.push_str(&format!(
+                "; {} classes are alone in their cluster and stay clean: {}",
+                clean.len(),
+                clean.join(", ")
+            ));
         }
         text
     }

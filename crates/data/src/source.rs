@@ -7,6 +7,7 @@ use std::str::FromStr;
 use crate::cifar::{Cifar, CifarKind};
 use crate::dataset::{Dataset, Stats};
 use crate::error::DataError;
+use crate::features::Features;
 use crate::folder::Folder;
 use crate::idx::Idx;
 use crate::packed::Packed;
@@ -63,7 +64,7 @@ pub struct Holdout {
 /// What to open.
 #[derive(Clone, Debug)]
 pub struct SourceSpec {
-    /// "fashion", "cifar10", "cifar100", "folder" (ImageFolder) or "packed".
+    /// "fashion", "cifar10", "cifar100", "folder" (ImageFolder), "packed" or "features".
     pub set: String,
     pub folder: PathBuf,
     pub split: Split,
@@ -80,7 +81,8 @@ impl Source {
     /// Opens a set. With a holdout, "train" is the training set without the held-out images, which are "val".
     ///
     /// Files below the folder: fashion `train.pack`/`test.pack` or the four IDX files; cifar the binary archive; folder
-    /// `<split>/<class>/*`; packed `<split>.pack`. Mean and std: the set's usual ones, ImageNet's for a folder, a pack's own.
+    /// `<split>/<class>/*`; packed `<split>.pack`; features `<split>.safetensors`. Mean and std: the set's usual ones, ImageNet's for a
+    /// folder, a pack's own, 0 and 1 for features.
     pub fn open(spec: &SourceSpec) -> Result<Source, DataError> {
         let cut = spec.holdout.per_class > 0 && spec.split != Split::Test;
         let file_split = if cut { Split::Train } else { spec.split };
@@ -122,7 +124,16 @@ fn open_split(set: &str, folder: &Path, split: Split) -> Result<Source, DataErro
             stats: Stats::new(&[0.485, 0.456, 0.406], &[0.229, 0.224, 0.225]),
         }),
         "packed" => open_packed(folder, split),
-        _ => Err(DataError::Setting(format!("set \"{set}\"; expected fashion, cifar10, cifar100, folder or packed"))),
+        "features" => Ok(Source {
+            dataset: Box::new(Features::open(
+                &folder.join(format!("{split}.safetensors")),
+                &format!("features/{split}"),
+            )?),
+            stats: Stats::new(&[0.0], &[1.0]),
+        }),
+        _ => Err(DataError::Setting(format!(
+            "set \"{set}\"; expected fashion, cifar10, cifar100, folder, packed or features"
+        ))),
     }
 }
 

@@ -58,6 +58,10 @@ impl Dataset for Subset {
         self.inner.read(self.index[index] as usize, image)
     }
 
+    fn floats(&self, index: usize) -> Option<&[f32]> {
+        self.inner.floats(self.index[index] as usize)
+    }
+
     fn place(&self, index: usize) -> String {
         self.inner.place(self.index[index] as usize)
     }

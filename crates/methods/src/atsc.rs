@@ -12,7 +12,7 @@ use crate::atsc_settings::{Atsc, TeacherMode};
 use crate::check;
 use crate::projector::{aligned, last_map, maps_fit, project};
 use spec::{
-    Decay, Divisor, Expr, Loss, Losses, Measure, Method, PhaseSpec, Setting, Spec, Step, Taps, TrainRange,
+    Decay, Divisor, Expr, Loss, Losses, Measure, Method, PhaseSpec, Setting, Spec, Step, Taps, TrainRange, numbered,
     teacher_module,
 };
 
@@ -80,14 +80,10 @@ impl Atsc {
 
 impl Method for Atsc {
     fn spec(&self, setting: &Setting) -> Result<Spec, String> {
-        for (key, weight) in [
-            ("mse_weight", self.mse_weight),
-            ("anchor_weight", self.anchor_weight),
-            ("ce_weight", self.ce_weight),
-            ("kd_weight", self.kd_weight),
-        ] {
-            check::weight(key, weight)?;
-        }
+        check::weight("mse_weight", self.mse_weight)?;
+        check::weight("anchor_weight", self.anchor_weight)?;
+        check::weight("ce_weight", self.ce_weight)?;
+        check::weight("kd_weight", self.kd_weight)?;
         check::temperature(self.temperature)?;
         let (pull, stable) = (2.0 * setting.lr * self.anchor_weight, 2.0 * (1.0 + setting.momentum));
         if pull >= stable {
@@ -115,9 +111,7 @@ impl Method for Atsc {
 
     fn fits<'g>(&self, step: &Step<'g>) -> Result<(), String> {
         let student = step.student(step.image());
-        let all = 0..step.teachers.len();
-        all.into_iter()
-            .try_for_each(|i| maps_fit(&student, &step.frozen_teacher(i, step.image()), self.projector_factor))
+        (0..step.teachers.len()).try_for_each(|i| maps_fit(step, i, &student, self.projector_factor))
     }
 
     fn losses<'g>(&self, phase: usize, step: &Step<'g>) -> Losses {
@@ -143,11 +137,6 @@ impl Method for Atsc {
         let teacher = |i| step.frozen_teacher(i, step.image()).logits;
         (0..step.teachers.len()).map(|i| (numbered("teacher_top1", i), teacher(i))).collect()
     }
-}
-
-/// `name`, `name2`, …
-fn numbered(name: &str, i: usize) -> String {
-    if i == 0 { name.to_string() } else { format!("{name}{}", i + 1) }
 }
 
 fn mean<'g>(all: &[Expr<'g>]) -> Expr<'g> {

@@ -1,7 +1,7 @@
 //! What brings a student's last feature map to a teacher's. Chen et al. 2022, arXiv:2203.14001;
 //! shared by the methods that reuse a teacher's classifier.
 
-use spec::{Expr, Step};
+use spec::{Expr, Step, Taps};
 
 /// Last maps of student and teacher at the smaller of their two sizes: the larger one is pooled by its ratio.
 pub(crate) fn aligned<'g>(student: Expr<'g>, teacher: Expr<'g>) -> (Expr<'g>, Expr<'g>) {
@@ -14,12 +14,13 @@ pub(crate) fn aligned<'g>(student: Expr<'g>, teacher: Expr<'g>) -> (Expr<'g>, Ex
 }
 
 /// The largest of a network's own maps that its last stage gives, [n,h,w,c].
-pub(crate) fn last_map<'g>(taps: &spec::Taps<'g>) -> Expr<'g> {
+pub(crate) fn last_map<'g>(taps: &Taps<'g>) -> Expr<'g> {
     *taps.stages.last().expect("`maps_fit` has found a stage")
 }
 
 /// Whether last maps can be brought to one size, and the projector's middle has channels.
-pub(crate) fn maps_fit(student: &spec::Taps<'_>, teacher: &spec::Taps<'_>, factor: usize) -> Result<(), String> {
+pub(crate) fn maps_fit<'g>(step: &Step<'g>, i: usize, student: &Taps<'g>, factor: usize) -> Result<(), String> {
+    let teacher = step.frozen_teacher(i, step.image());
     let (Some(s), Some(t)) = (student.stages.last(), teacher.stages.last()) else {
         return Err("the method compares feature maps, and a network of the recipe has none; name another".into());
     };
@@ -33,10 +34,10 @@ pub(crate) fn maps_fit(student: &spec::Taps<'_>, teacher: &spec::Taps<'_>, facto
             sd[1], sd[2], td[1], td[2]
         ));
     }
-    if teacher.pooled.shape().dims()[1] != td[3] {
+    if teacher.pooled.shape().dims()[1] != td[3] || !step.has_linear_classifier(i) {
         return Err(format!(
-            "the teacher's classifier reads {} features, its last map has {} channels; expected a teacher whose classifier reads its \
-             last stage, as those of residual and VGG networks do",
+            "the teacher's classifier reads {} features, its last map has {} channels; expected a teacher whose \
+             linear classifier with bias reads its last stage, as those of residual and VGG networks do",
             teacher.pooled.shape().dims()[1],
             td[3]
         ));

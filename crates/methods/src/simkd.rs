@@ -40,7 +40,7 @@ impl Method for SimKd {
     }
 
     fn fits<'g>(&self, step: &Step<'g>) -> Result<(), String> {
-        maps_fit(&step.student(step.image()), &step.teacher(step.image()), self.projector_factor)
+        maps_fit(step, 0, &step.student(step.image()), self.projector_factor)
     }
 
     fn losses<'g>(&self, _phase: usize, step: &Step<'g>) -> Losses {

@@ -13,4 +13,4 @@ pub use spec::{
     Augment, CellRule, Decay, DrawKind, DrawSpec, PairRule, PhaseSpec, Ramp, Sampler, Setting, SlotSpec, Spec,
     StateSpec, StateUse, TrainRange, View,
 };
-pub use step::{Method, Network, Step, StepInput, teacher_module};
+pub use step::{Method, Network, Step, StepInput, numbered, teacher_module};

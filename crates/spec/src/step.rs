@@ -47,7 +47,12 @@ pub trait Network: std::fmt::Debug + Send + Sync {
 
 /// Module of teacher `i`: `teacher`, `teacher2`, …
 pub fn teacher_module(i: usize) -> String {
-    if i == 0 { "teacher".to_string() } else { format!("teacher{}", i + 1) }
+    numbered("teacher", i)
+}
+
+/// `name`, `name2`, …: what belongs to the first, the second, … of several.
+pub fn numbered(name: &str, i: usize) -> String {
+    if i == 0 { name.to_string() } else { format!("{name}{}", i + 1) }
 }
 
 /// The images, labels and draws of a micro-batch, and the networks, while the graph of a step is built.
@@ -205,6 +210,14 @@ impl<'g> Step<'g> {
         let name = format!("{}.{}", teacher_module(i), self.teachers[i].classifier());
         let (w, b) = (self.param(&format!("{name}.weight")), self.param(&format!("{name}.bias")));
         pooled.linear(w, Some(b), &format!("{}/shared", teacher_module(i)))
+    }
+
+    /// Whether the last layer of teacher `i`, built before, is a matrix [classes,c] and a bias that `teacher_classifier` can read.
+    pub fn has_linear_classifier(&self, i: usize) -> bool {
+        let name = format!("{}.{}", teacher_module(i), self.teachers[i].classifier());
+        let graph = self.builder.graph();
+        let rank = |field: &str| graph.find_state(&format!("{name}.{field}")).map(|s| graph.state(s).shape.rank());
+        (rank("weight"), rank("bias")) == (Some(2), Some(1))
     }
 
     /// Names of the parameters of a module so far, `teacher.`: of all, or of those with at least two axes.

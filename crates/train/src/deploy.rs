@@ -53,22 +53,38 @@ pub struct PlanOptions {
     pub image: Option<usize>,
 }
 
-/// The plan of a recipe's full training step.
+/// The plan of a recipe's full training step. Without its data, as far as the recipe says what they are.
 pub fn plan_of(loaded: Loaded, options: PlanOptions) -> Result<Plan, TrainError> {
-    let mut session = Session::open(loaded, RunOptions::default())?;
-    session.compile.options.fusion = options.fusion;
+    let recipe = loaded.recipe.clone();
+    let (mut model, mut compile, units) = match Session::open(loaded, RunOptions::default()) {
+        Ok(session) => {
+            let units = session.full_units()?;
+            (session.model, session.compile, units)
+        }
+        Err(TrainError::Data(_)) => {
+            let model = Model::new(&recipe, crate::offline::setting(&recipe)?)?;
+            let channels = model.setting.image[2];
+            let stats = data::Stats { mean: vec![0.5; channels], std: vec![0.25; channels] };
+            let input = crate::inputs::step_input(&crate::inputs::train_augment(&recipe), model.setting.image, &stats);
+            let micro = crate::feed::micro_batch(&recipe, 1);
+            let units = [micro, usize::from(model.spec.previous) * micro];
+            (model, Compile::new(&recipe, (recipe.data.set != "features").then_some(input), None), units)
+        }
+        Err(other) => return Err(other),
+    };
+    compile.options.fusion = options.fusion;
     if let Some(side) = options.image {
-        let [h, w, _] = &mut session.model.setting.image;
+        let [h, w, _] = &mut model.setting.image;
         (*h, *w) = (side, side);
-        if let Some(input) = &mut session.compile.train_input {
+        if let Some(input) = &mut compile.train_input {
             (input.pixels, input.image.size) = ([side, side], [side, side]);
         }
     }
-    session.plan()
+    compile.training(&model, units, &mut StateTable::default(), None)
 }
 
 /// The newest good checkpoint of a run folder.
-fn newest(run: &Path) -> Result<Snapshot, TrainError> {
+pub(crate) fn newest(run: &Path) -> Result<Snapshot, TrainError> {
     let loaded = Checkpoints::new(Arc::new(OsDisk), run, Retention::default()).load_newest()?;
     let reasons: Vec<_> = loaded.rejected.iter().map(|r| format!("{}: {}", r.folder, r.reason)).collect();
     loaded.snapshot.ok_or_else(|| TrainError::Weights {
@@ -203,6 +219,10 @@ impl Predictor {
         };
         let fail = |reason: String| TrainError::Weights { path: path.clone(), reason };
         let loaded = Recipe::parse(recipe, &path.join("recipe.toml"), &[])?;
+        if loaded.recipe.data.set == "features" {
+            let reason = "the run was trained on feature vectors, and predict reads image files; predict with the network that made them";
+            return Err(fail(reason.into()));
+        }
         let facts: Facts = serde_json::from_str(&run).map_err(|e| fail(format!("run.json: {e}")))?;
         let [h, w, _] = facts.image;
         let setting = Setting::new(facts.classes.len(), facts.image, 1, 1);

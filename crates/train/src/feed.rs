@@ -4,7 +4,10 @@ use crate::engine::Micro;
 use crate::error::TrainError;
 use crate::inputs;
 use crate::recipe::Recipe;
-use data::{BatchSpec, ClassLists, Deal, Epoch, EpochKey, LastBatch, Loader, OnBad, Prefetch, Split, Stats};
+use data::{
+    BatchSpec, ClassLists, Dataset, Deal, Epoch, EpochKey, LastBatch, Loader, NoisyLabels, OnBad, Prefetch, Split,
+    Stats,
+};
 use spec::Spec;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,6 +18,14 @@ pub(crate) struct Set {
     pub loader: Arc<Loader>,
     pub lists: Arc<ClassLists>,
     pub stats: Stats,
+    /// What `data.noise` did to the labels.
+    pub noise: Option<LabelNoise>,
+}
+
+/// Labels before the noise, and in words what became of them.
+pub(crate) struct LabelNoise {
+    pub truth: Arc<[u32]>,
+    pub words: String,
 }
 
 /// Opens a split of the recipe's set. `draws` and `augment` only matter to training.
@@ -24,9 +35,17 @@ pub(crate) fn open_set(recipe: &Recipe, folder: &Path, split: Split, spec: Batch
     let source =
         data::Source::open(&data::SourceSpec { set: d.set.clone(), folder: folder.to_path_buf(), split, holdout })?;
     let (mean, std) = (d.mean.clone().unwrap_or(source.stats.mean), d.std.clone().unwrap_or(source.stats.std));
-    let lists = Arc::new(ClassLists::of(source.dataset.as_ref()));
-    let loader = Arc::new(Loader::new(Arc::from(source.dataset), spec)?);
-    Ok(Set { loader, lists, stats: Stats { mean, std } })
+    let (dataset, noise): (Arc<dyn Dataset>, _) = match d.noise.filter(|_| split == Split::Train) {
+        Some(noise) => {
+            let noisy = NoisyLabels::new(source.dataset, noise)?;
+            let noise = LabelNoise { truth: noisy.truth(), words: noisy.describe() };
+            (Arc::new(noisy), Some(noise))
+        }
+        None => (Arc::from(source.dataset), None),
+    };
+    let lists = Arc::new(ClassLists::of(dataset.as_ref()));
+    let loader = Arc::new(Loader::new(dataset, spec)?);
+    Ok(Set { loader, lists, stats: Stats { mean, std }, noise })
 }
 
 /// Batches for training.

@@ -2,6 +2,7 @@
 
 use crate::engine::Micro;
 use crate::error::TrainError;
+use crate::feed::Set;
 use crate::recipe::{Augment, Recipe};
 use crate::step::image_args;
 use data::{Batch, DrawData, Stats};
@@ -36,6 +37,12 @@ pub(crate) fn eval_augment(recipe: &Recipe) -> data::Augment {
     }
 }
 
+/// What the first kernel does with the images of a set; nothing with feature vectors.
+pub(crate) fn set_input(augment: &data::Augment, set: &Set, stats: &Stats) -> Option<StepInput> {
+    let is_images = set.loader.dataset().floats(0).is_none();
+    is_images.then(|| step_input(augment, set.loader.image_shape(), stats))
+}
+
 /// What the first kernel does with delivered pixels of `[h, w, c]`.
 pub(crate) fn step_input(augment: &data::Augment, pixels: [usize; 3], stats: &Stats) -> StepInput {
     let size = [pixels[0], pixels[1]];
@@ -44,7 +51,7 @@ pub(crate) fn step_input(augment: &data::Augment, pixels: [usize; 3], stats: &St
         data::Augment::PadCrop { pad } => ImageArgs { pad, crop: true, ..args },
         data::Augment::PadCropFlip { pad } => ImageArgs { pad, crop: true, flip: true, ..args },
         data::Augment::RandomResizedCropFlip { .. } => ImageArgs { flip: true, ..args },
-        data::Augment::None | data::Augment::ResizeCenterCrop { .. } => args,
+        data::Augment::None | data::Augment::ResizeCenterCrop { .. } | data::Augment::ResizeExact { .. } => args,
     };
     StepInput { pixels: size, image }
 }
@@ -88,8 +95,8 @@ pub(crate) fn micro(batch: &Batch, previous: Option<&Batch>, spec: &Spec) -> Res
 fn rows_of(batch: &Batch, rows: std::ops::Range<usize>, prefix: &str) -> Result<Vec<(String, HostTensor)>, TrainError> {
     let [_, h, w, c] = batch.shape;
     let (size, count) = (h * w * c, rows.len());
-    let pixels = &batch.images[rows.start * size..rows.end * size];
-    let mut inputs = vec![(format!("{prefix}image"), HostTensor::new(Shape::new(&[count, h, w, c]), pixels)?)];
+    let (shape, part) = (Shape::new(&[count, h, w, c]), rows.start * size..rows.end * size);
+    let mut inputs = vec![(format!("{prefix}image"), image_tensor(batch, shape, part)?)];
     for name in ["crop", "flip"] {
         if let Some(DrawData::I32(values)) = batch.draws.get(name) {
             let per = values.len() / batch.row_labels.len().max(1);
@@ -99,6 +106,15 @@ fn rows_of(batch: &Batch, rows: std::ops::Range<usize>, prefix: &str) -> Result<
         }
     }
     Ok(inputs)
+}
+
+/// Pixels, or feature vectors, of a part of the batch.
+fn image_tensor(batch: &Batch, shape: Shape, part: std::ops::Range<usize>) -> Result<HostTensor, TrainError> {
+    Ok(if batch.images.is_empty() {
+        HostTensor::new(shape, &batch.floats[part])?
+    } else {
+        HostTensor::new(shape, &batch.images[part])?
+    })
 }
 
 fn draw_tensor(draw: &DrawData, kind: DrawKind, units: usize) -> Result<HostTensor, TrainError> {
@@ -123,7 +139,7 @@ pub(crate) fn eval_inputs(batch: &Batch) -> Result<Vec<(String, HostTensor)>, Tr
     let labels: Vec<i32> =
         batch.row_labels.iter().zip(&batch.weight).map(|(&l, &w)| if w == 0.0 { -1 } else { l }).collect();
     Ok(vec![
-        ("image".to_string(), HostTensor::new(Shape::new(&batch.shape), &batch.images)?),
+        ("image".to_string(), image_tensor(batch, Shape::new(&batch.shape), 0..batch.shape.iter().product())?),
         ("label".to_string(), HostTensor::new(Shape::new(&[labels.len()]), &labels)?),
     ])
 }

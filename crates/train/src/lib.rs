@@ -10,6 +10,7 @@ pub mod engine;
 mod error;
 mod evaluate;
 mod exit;
+mod features;
 mod feed;
 mod init;
 mod inputs;
@@ -39,8 +40,10 @@ pub use deploy::{PlanOptions, Prediction, Predictor, Weights, evaluate, export, 
 pub use error::TrainError;
 pub use evaluate::Evaluation;
 pub use exit::Exit;
+pub use features::{Extracted, FeatureOptions, Resize, extract_features};
 pub use journal::Verbosity;
 pub use replay::{ReplayOptions, Warmup, compute, describe, replay};
 pub use replay_files::{Wanted, WantedTensor};
 pub use session::{Outcome, Resume, RunOptions, Session};
+pub use stages::final_folder;
 pub use trainer::Score;

@@ -1,7 +1,7 @@
 //! The recipe: one TOML file that describes a run. Every key is here; the rest of the program reads these structs.
 
 use crate::schedule::Schedule;
-use data::OnBad;
+use data::{Noise, OnBad};
 use methods::MethodSpec;
 use nets::NetworkSpec;
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ pub struct StageSection {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
-    /// fashion | cifar10 | cifar100 | folder | packed
+    /// fashion | cifar10 | cifar100 | folder | packed | features
     pub set: String,
     /// Where it lies; relative paths are tried from the recipe's folder, then from $RETORT_DATA.
     pub folder: PathBuf,
@@ -53,7 +53,8 @@ pub struct DataSection {
     /// Zero pixels added on each side before the random crop. Default 4.
     #[serde(default = "four")]
     pub pad: usize,
-    /// Side of training and test images of sets whose images differ in size. Default 224.
+    /// Side of training and test images of sets whose images differ in size; the length of feature vectors, where `step` and `plan` go
+    /// without the data. Default 224.
     #[serde(default = "side224")]
     pub size: usize,
     /// Classes of sets that have no fixed number of them. Checked when the set is opened; lets `step` and `plan` go without the data.
@@ -79,6 +80,9 @@ pub struct DataSection {
     /// Threads that prepare batches. Default 1.
     #[serde(default = "one")]
     pub workers: usize,
+    /// Wrong labels drawn for the training images; those of evaluation stay. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise: Option<Noise>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]

@@ -2,12 +2,12 @@
 
 use super::Loaded;
 use super::recipe_error::{RecipeError, nearest};
-use crate::recipe::Recipe;
+use crate::recipe::{Augment, Recipe};
 use crate::schedule::ScheduleName;
 use nets::{NetError, NetworkSpec};
 use toml_edit::{DocumentMut, Item};
 
-const SETS: [&str; 5] = ["fashion", "cifar10", "cifar100", "folder", "packed"];
+const SETS: [&str; 6] = ["fashion", "cifar10", "cifar100", "folder", "packed", "features"];
 
 /// Key, whether it is as expected, and what is expected; the remedy.
 type Rule = (&'static str, bool, &'static str);
@@ -124,6 +124,7 @@ fn combinations(r: &Recipe) -> Vec<Rule> {
     let (step, milestones) = (s.name == ScheduleName::Step, !s.milestones.is_empty());
     let (test, val) = (r.eval.split == "test", r.eval.split == "val");
     let fits = t.micro_batch.is_none_or(|m| m <= t.global_batch);
+    let plain = r.data.set != "features" || r.data.augment == Augment::None;
     vec![
         ("optimizer", o.lr.is_some() || o.lr_per_256.is_some(), "a learning rate, got none; give lr or lr_per_256"),
         ("optimizer.lr_per_256", o.lr.is_none() || o.lr_per_256.is_none(), "it without lr; remove one of the two"),
@@ -143,6 +144,7 @@ fn combinations(r: &Recipe) -> Vec<Rule> {
             "\"test\", the set has no other; cut one off with data.validation_per_class = 50",
         ),
         ("eval.ema", !r.eval.ema || t.ema_decay.is_some(), "it with train.ema_decay; 0.9999 is usual"),
+        ("data.augment", plain, "\"none\" with data.set = \"features\"; add augment = \"none\" to [data]"),
         ("data.mean", mean.len() == std.len(), "as many values as data.std; give both or neither"),
         ("data.std", finite, "deviations above 0 and finite means; they are of pixels from 0 to 1"),
     ]

@@ -4,6 +4,8 @@ use crate::checkpoint::{CheckpointError, Snapshot};
 use crate::error::TrainError;
 use crate::session::{Resume, Session};
 use std::io::Write;
+use tensor::safe::{self, Metadata, Tensors};
+use tensor::{HostTensor, Shape};
 
 impl Session {
     /// The checkpoint to go on from. Damaged ones are reported on stderr; a run of another recipe or set is refused.
@@ -73,16 +75,30 @@ impl Session {
             "sample_hash": self.run_state(1).sample_hash,
         });
         // A program that is killed here, or a full disk, leaves the old file or the new one.
-        let write = |name: &str, text: &str| {
+        let write = |name: &str, bytes: &[u8]| {
             let (path, new) = (self.run_dir.join(name), self.run_dir.join(format!("{name}.tmp")));
-            if std::fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {
+            if std::fs::read(&path).is_ok_and(|old| old == bytes) {
                 return Ok(());
             }
-            let written = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &path));
+            let written = std::fs::write(&new, bytes).and_then(|()| std::fs::rename(&new, &path));
             written.map_err(|source| self.io("cannot write into", source))
         };
-        write("recipe.toml", &self.text)?;
-        write("run.json", &format!("{run:#}\n"))
+        if let Some(noise) = &self.train_set.noise {
+            write("noisy_labels.safetensors", &self.noisy_labels(&noise.truth)?)?;
+        }
+        write("recipe.toml", self.text.as_bytes())?;
+        write("run.json", format!("{run:#}\n").as_bytes())
+    }
+
+    /// A file of the labels that the run trains on, `given` i32 [n], and those before the noise, `true`.
+    fn noisy_labels(&self, truth: &[u32]) -> Result<Vec<u8>, TrainError> {
+        let tensor = |labels: &[u32]| {
+            let labels: Vec<i32> = labels.iter().map(|&l| l as i32).collect();
+            HostTensor::new(Shape::new(&[labels.len()]), &labels)
+        };
+        let given = tensor(self.train_set.loader.dataset().labels())?;
+        let tensors = Tensors::from([("given".to_string(), given), ("true".to_string(), tensor(truth)?)]);
+        Ok(safe::to_bytes(&tensors, &Metadata::new())?)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::error::TrainError;
 use crate::evaluate::{Evaluation, evaluate};
 use crate::exit::Exit;
 use crate::feed::{Feed, Rank, Set, eval_spec, micro_batch, open_set, train_spec};
-use crate::inputs::step_input;
+use crate::inputs::set_input;
 use crate::journal::{Facts, Journal, Verbosity, known_bad};
 use crate::manifest::RunState;
 use crate::recipe::Recipe;
@@ -115,11 +115,9 @@ impl Session {
                 model.setting.classes
             )));
         }
-        let train_input =
-            step_input(&crate::inputs::train_augment(&recipe), train_set.loader.image_shape(), &train_set.stats);
-        let eval_input =
-            step_input(&crate::inputs::eval_augment(&recipe), eval_set.loader.image_shape(), &train_set.stats);
-        let compile = Compile::new(&recipe, Some(train_input), Some(eval_input));
+        let train_input = set_input(&crate::inputs::train_augment(&recipe), &train_set, &train_set.stats);
+        let eval_input = set_input(&crate::inputs::eval_augment(&recipe), &eval_set, &train_set.stats);
+        let compile = Compile::new(&recipe, train_input, eval_input);
         let stem = path.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
         let run_dir = options
             .run_dir
@@ -139,7 +137,7 @@ impl Session {
         let [h, w, c] = self.model.setting.image;
         let (_, rule) = self.recipe.optimizer.base_lr(self.recipe.train.global_batch);
         let tf32 = if self.recipe.train.precision == Precision::Tf32 { ", tf32 computed as f32" } else { "" };
-        Ok(vec![
+        let mut notes = vec![
             format!(
                 "data: {} training and {} {} images of {h}x{w}x{c}, {} classes, sample hash {:016x}",
                 train.lists.images(),
@@ -163,7 +161,9 @@ impl Session {
                 self.threads(),
                 plural(self.threads())
             ),
-        ])
+        ];
+        notes.extend(train.noise.iter().map(|noise| noise.words.clone()));
+        Ok(notes)
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -199,12 +199,16 @@ impl Session {
         Ok(engine)
     }
 
-    /// The plan of a full step, as `retort plan` and `--dry-run` print it.
-    pub fn plan(&self) -> Result<plan::Plan, TrainError> {
+    /// Units of a full micro-batch, per role.
+    pub(crate) fn full_units(&self) -> Result<[usize; 2], TrainError> {
         let ranks = self.options.ranks.max(1);
         let feed = self.feed(Rank { rank: 0, world: ranks })?;
-        let (full, _) = feed.sizes(micro_batch(&self.recipe, ranks));
-        self.compile.training(&self.model, full, &mut plan::StateTable::default(), None)
+        Ok(feed.sizes(micro_batch(&self.recipe, ranks)).0)
+    }
+
+    /// The plan of a full step, as `--dry-run` prints it.
+    pub fn plan(&self) -> Result<plan::Plan, TrainError> {
+        self.compile.training(&self.model, self.full_units()?, &mut plan::StateTable::default(), None)
     }
 
     /// All checks and the plan's summary, without a step.

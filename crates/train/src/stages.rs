@@ -18,16 +18,29 @@ use crate::exit::Exit;
 use crate::recipe::Recipe;
 use crate::session::{Outcome, RunOptions, Session};
 use crate::signals::Signals;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// The weights that a stage leaves for later ones.
 const WEIGHTS: &str = "final.safetensors";
 
+/// Names of the stages, a line each, in the folder of a run of several.
+const LIST: &str = "stages.txt";
+
+/// The folder that holds what a run came to: its own, or its last stage's.
+pub fn final_folder(run: &Path) -> PathBuf {
+    let names = std::fs::read_to_string(run.join(LIST)).unwrap_or_default();
+    names.lines().last().map_or_else(|| run.to_path_buf(), |last| run.join(last))
+}
+
 /// Runs the stages in order; the outcome is that of the last, or of the first that was stopped.
 pub(crate) fn run(session: &Session, signals: &Signals) -> Result<Outcome, TrainError> {
     let Session { recipe, run_dir, options, text, .. } = session;
     let base = text.parse::<Table>().map_err(|e| TrainError::Setting(format!("the stored recipe: {e}")))?;
+    let names: Vec<&str> = recipe.stage.iter().map(|s| s.name.as_str()).collect();
+    let listed =
+        std::fs::create_dir_all(run_dir).and_then(|()| std::fs::write(run_dir.join(LIST), names.join("\n") + "\n"));
+    listed.map_err(|source| session.io("cannot write into", source))?;
     let mut last = None;
     for (number, stage) in recipe.stage.iter().enumerate() {
         let folder = run_dir.join(&stage.name);

@@ -11,8 +11,8 @@ use train::{ReplayOptions, WantedTensor, Warmup, describe};
 
 /// Units of the batch.
 const UNITS: usize = 2;
-/// Largest side of the images: networks pool globally, so what is built for 224 pixels also runs on 64.
-const SIDE: usize = 64;
+/// Largest side of the images: networks pool globally, so what is built for 224 pixels also runs on 32.
+const SIDE: usize = 32;
 
 /// All recipes below a folder.
 fn recipes(folder: &Path) -> Vec<PathBuf> {
@@ -24,14 +24,14 @@ fn recipes(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The sizes of a wanted tensor for `UNITS` units, image sides cut.
-fn sizes(wanted: &WantedTensor) -> Vec<usize> {
+/// The sizes of a wanted tensor for `UNITS` units, image sides cut to `side`.
+fn sizes(wanted: &WantedTensor, side: usize) -> Vec<usize> {
     let image = wanted.name.contains("image");
     let size = |(axis, text): (usize, &String)| {
         let number = |text: &str| if text.is_empty() { 1 } else { text.parse().unwrap() };
         match text.strip_suffix(['n', 'm']) {
             Some(rows) => UNITS * number(rows),
-            None if image && axis >= 2 => number(text).min(SIDE),
+            None if image && axis >= 2 => number(text).min(side),
             None => number(text),
         }
     };
@@ -39,17 +39,17 @@ fn sizes(wanted: &WantedTensor) -> Vec<usize> {
 }
 
 fn parameter(prefix: &str, wanted: &WantedTensor) -> HostTensor {
-    let dims = sizes(wanted);
+    let dims = sizes(wanted, SIDE);
     HostTensor::new(Shape::new(&dims), &wave::weight(prefix, &wanted.name, &dims)).unwrap()
 }
 
-fn batch_tensor(wanted: &WantedTensor) -> HostTensor {
-    let dims = sizes(wanted);
+fn batch_tensor(wanted: &WantedTensor, side: usize) -> HostTensor {
+    let dims = sizes(wanted, side);
     let (shape, elements) = (Shape::new(&dims), dims.iter().product::<usize>());
     if wanted.dtype == "int" {
-        let values: Vec<i32> =
-            (0..elements as i32).map(|i| if wanted.name == "draw.swap_mask" { i % 2 } else { i % UNITS as i32 });
-        return HostTensor::new(shape, &values.collect::<Vec<_>>()).unwrap();
+        let most = if wanted.name == "draw.swap_mask" { 2 } else { UNITS as i32 };
+        let values: Vec<i32> = (0..elements as i32).map(|i| i % most).collect();
+        return HostTensor::new(shape, &values).unwrap();
     }
     let values = wave::wave(&wanted.name, elements);
     let share = |u: f64| if wanted.name.starts_with("draw.") { 0.5 + 0.2 * u } else { u };
@@ -59,6 +59,8 @@ fn batch_tensor(wanted: &WantedTensor) -> HostTensor {
 fn take_a_step(path: &Path) -> Result<Tensors, Box<dyn std::error::Error>> {
     let load = || Recipe::load(path, &["train.precision=\"f32\"".to_string()]);
     let wanted = describe(load()?)?;
+    // The cells of a swap mask are those of the full image.
+    let side = if wanted.batch.iter().any(|w| w.name == "draw.swap_mask") { usize::MAX } else { SIDE };
     let folder = tempfile::tempdir()?;
     let write = |name: String, tensors: Tensors| {
         let path = folder.path().join(name);
@@ -71,7 +73,10 @@ fn take_a_step(path: &Path) -> Result<Tensors, Box<dyn std::error::Error>> {
     let options = ReplayOptions {
         weights: write("weights".to_string(), module("", &wanted.weights))?,
         teachers: teachers.collect::<Result<_, _>>()?,
-        batch: write("batch".to_string(), wanted.batch.iter().map(|w| (w.name.clone(), batch_tensor(w))).collect())?,
+        batch: write(
+            "batch".to_string(),
+            wanted.batch.iter().map(|w| (w.name.clone(), batch_tensor(w, side))).collect(),
+        )?,
         out: folder.path().join("out"),
         steps: 1,
         epoch: 0,

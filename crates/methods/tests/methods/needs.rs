@@ -75,11 +75,8 @@ fn draws_have_the_constants_of_their_sources() {
     let size = [32, 32];
     assert_eq!(kinds("name = \"mixup\""), [DrawKind::Permutation, DrawKind::Lambda { alpha: 0.4 }]);
     assert_eq!(kinds("name = \"mixskd\""), [DrawKind::Permutation, DrawKind::Lambda { alpha: 0.4 }]);
-    let cutmix = [
-        DrawKind::Permutation,
-        DrawKind::CutBox { alpha: 1.0, size },
-        DrawKind::CutShare { alpha: 1.0, size },
-    ];
+    let cutmix =
+        [DrawKind::Permutation, DrawKind::CutBox { alpha: 1.0, size }, DrawKind::CutShare { alpha: 1.0, size }];
     assert_eq!(kinds("name = \"cutmix\""), cutmix, "box and share of one λ");
     assert_eq!(kinds("name = \"cutout\""), [DrawKind::Cutout { side: 8, size }]);
     assert_eq!(kinds("name = \"erasing\""), [DrawKind::Erase { p: 0.5, size }]);
@@ -114,7 +111,8 @@ fn evaluation_uses_the_student_alone() {
         let setting = setting(10, [8, 8, 3]);
         let spec = method.spec(&setting).unwrap();
         let builder = Builder::new(Graph::new(Precision::F32, [2, 0]));
-        let (student, teachers): (_, [Box<dyn Network>; 1]) = (Small { classes: 10 }, [Box::new(Small { classes: 10 })]);
+        let (student, teachers): (_, [Box<dyn Network>; 1]) =
+            (Small { classes: 10 }, [Box::new(Small { classes: 10 })]);
         let step = Step {
             builder: &builder,
             // An evaluation has plain images.

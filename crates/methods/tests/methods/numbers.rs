@@ -265,3 +265,64 @@ fn kd_identities() {
     let ce = -(log_softmax(&student[..5], 1.0)[1] + log_softmax(&student[5..], 1.0)[2]) / 2.0;
     close(&[built.term("ce", &batch)], &[0.1 * ce], 1e-14);
 }
+
+/// 7.7: (1 − α) CE + (α m / K) KL_T.
+#[test]
+fn tf_kd_self_is_distillation_with_other_weights() {
+    let own = TfKdSelf { alpha: 0.6, temperature: 6.0, multiplier: 3.0 };
+    let kd = Kd { temperature: 6.0, ce_weight: 0.4, kd_weight: 0.6 * 3.0 / 5.0 };
+    let (own, kd) = (bare(&own, 5, 2), bare(&kd, 5, 2));
+    let batch = both(&logits(2, 5, 0.7), &logits(2, 5, 1.9), 5, vec![1.0, 2.0]);
+    for term in ["ce", "kd"] {
+        close(&[own.term(term, &batch)], &[kd.term(term, &batch)], 1e-14);
+    }
+}
+
+/// 7.8: the official term's gradient is (m α/(K B))(softmax(z) − target); for T 20 and 100 classes the target is 0.010502 on the label
+/// and 0.009995 elsewhere. The bench's gradient is (1/T²)(softmax(z/T) − s)/B.
+#[test]
+fn tf_kd_reg_gradients() {
+    let z = logits(2, 100, 0.7);
+    let batch = BTreeMap::from([("image", z.clone()), ("label", vec![7.0, 30.0])]);
+    let target = |r: usize, on: f64, off: f64| (0..100).map(move |c| if c == [7, 30][r] { on } else { off });
+    let official = bare(&TfKdReg::default(), 100, 2).image_gradient(|t| t == "kd", &batch);
+    for (r, row) in official.chunks(100).enumerate() {
+        let p = softmax(&z[100 * r..100 * (r + 1)], 1.0);
+        let expected: Vec<_> = p.iter().zip(target(r, 0.010502, 0.009995)).map(|(p, q)| 0.1 / 2.0 * (p - q)).collect();
+        close(row, &expected, 1e-5);
+    }
+    let lib = TfKdReg { correct: 0.9, variant: TfKdVariant::SelfKdLib, ..TfKdReg::default() };
+    let lib = bare(&lib, 100, 2).image_gradient(|t| t == "kd", &batch);
+    for (r, row) in lib.chunks(100).enumerate() {
+        let p = softmax(&z[100 * r..100 * (r + 1)], 20.0);
+        let smoothed = target(r, 0.9, 0.1 / 99.0);
+        let expected: Vec<_> = p.iter().zip(smoothed).map(|(p, q)| (p - q) / 800.0).collect();
+        close(row, &expected, 1e-6);
+    }
+}
+
+/// 0.3: mean over both candidates of (1 − p^q)/q, its gradient −(1/2B) Σ p_c^q (onehot(c) − p). Given labels are not read.
+#[test]
+fn pll_learns_the_teachers_two_likeliest_classes() {
+    let (z, t) = (logits(2, 5, 0.7), logits(2, 5, 1.9));
+    let built = bare(&Pll::default(), 5, 2);
+    let batch = both(&z, &t, 5, vec![1.0, 2.0]);
+    let mut expected = (0.0, vec![]);
+    for (z, t) in z.chunks(5).zip(t.chunks(5)) {
+        let p = softmax(z, 1.0);
+        let mut order: Vec<usize> = (0..5).collect();
+        order.sort_by(|&a, &b| t[b].total_cmp(&t[a]));
+        expected.0 += order[..2].iter().map(|&c| (1.0 - p[c].powf(0.7)) / 0.7).sum::<f64>() / 4.0;
+        let slope = |k: usize| {
+            let each = |&c: &usize| p[c].powf(0.7) * (f64::from(u8::from(c == k)) - p[k]);
+            -order[..2].iter().map(each).sum::<f64>() / 4.0
+        };
+        expected.1.extend((0..5).map(slope));
+    }
+    close(&[built.term("gce", &batch)], &[expected.0], 1e-14);
+    let gradient = built.image_gradient(|_| true, &batch);
+    let student: Vec<f64> = gradient.chunks(10).flat_map(|row| row[..5].to_vec()).collect();
+    close(&student, &expected.1, DIFFERENCES);
+    let others = both(&z, &t, 5, vec![0.0, 4.0]);
+    assert_eq!(built.term("gce", &others), built.term("gce", &batch));
+}

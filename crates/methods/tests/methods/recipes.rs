@@ -169,8 +169,8 @@ fn settings_out_of_range_are_refused() {
         ("name = \"byot\"\nblocks = 0", ["method.blocks", "at least 1", "got 0"]),
         ("name = \"mixup\"\nalpha = -1", ["method.alpha", "at least 0", "got -1"]),
         ("name = \"cutmix\"\nalpha = nan", ["method.alpha", "at least 0", "got NaN"]),
-        ("name = \"cutout\"\nside = 33", ["method.side", "1 to 32", "got 33"]),
-        ("name = \"cutout\"\nside = 0", ["method.side", "1 to 32", "got 0"]),
+        ("name = \"cutout\"\nside = 33", ["method.side", "2 to 32", "got 33"]),
+        ("name = \"cutout\"\nside = 1", ["method.side", "2 to 32", "got 1"]),
         ("name = \"cutout\"\nfill = [0.0, nan, 0.0]", ["method.fill", "finite", "NaN"]),
         ("name = \"erasing\"\np = 1.5", ["method.p", "0 to 1", "got 1.5"]),
     ] {

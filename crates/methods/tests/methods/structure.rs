@@ -93,10 +93,7 @@ fn ips_default_is_the_formula() {
     assert_eq!(halves, [(0.5, RowKind::HARD, PER_ROW); 2], "mean over the 2n images");
     let logits = built.graph.producer(ce[0].2[0]).unwrap().inputs[0];
     for (weight, term, _) in &kd {
-        assert_eq!(
-            (*weight, term.kind, term.mask, term.divisor),
-            (0.5, KL4, RowMask::All, PER_ROW)
-        );
+        assert_eq!((*weight, term.kind, term.mask, term.divisor), (0.5, KL4, RowMask::All, PER_ROW));
     }
     let rows = |value: ValueId| {
         let node = built.graph.producer(value).unwrap();
@@ -211,4 +208,3 @@ fn ips_asks_for_pairs_and_masks() {
     assert_eq!(ask(&Ips { m: Some(32), ..Ips::default() }, [32, 32, 3]).1, mask(1, 0.5, half));
     assert_eq!(ask(&default, [3, 3, 1]).1, mask(9, 0.5, half));
 }
-

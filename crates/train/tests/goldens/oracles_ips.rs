@@ -1,5 +1,5 @@
 //! The oracles of patch swap by number (methods, chapter 2.6), through plan and executor. Oracle 7 compares with another
-//! method, CS-KD, and is not here.
+//! method, CS-KD: tests/methods has it.
 
 use crate::engine::{Case, Inputs, gradients, images, output, set_state, setting, step};
 use crate::golden::distance;

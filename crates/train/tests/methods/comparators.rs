@@ -1,12 +1,18 @@
 //! Oracles of chapter 7 that need a whole step: run on the goldens' weights and batches, the recipe or batch changed.
 
-use crate::golden::{Golden, distance};
-use crate::replayed::Replayed;
-use tensor::safe::Tensors;
+use crate::golden::distance;
+use crate::replayed::{Replayed, ints, scalar, tensor, values};
+use crate::wave;
+use comm::Solo;
+use methods::MethodSpec;
+use nets::NetworkSpec;
+use spec::{Precision, Setting};
 use tensor::{HostTensor, Shape};
+use train::engine::{Engine, Sizes};
+use train::step::{Compile, Model};
 
 pub(crate) fn golden(name: &str) -> Replayed {
-    Replayed::of(&Golden::open("methods", name))
+    Replayed::golden(name)
 }
 
 impl Replayed {
@@ -51,19 +57,6 @@ impl Replayed {
         plain.weights.retain(|name, _| !name.starts_with("method."));
         plain
     }
-
-    pub(crate) fn steps(mut self, steps: usize) -> Replayed {
-        self.steps = steps;
-        self
-    }
-}
-
-pub(crate) fn values(results: &Tensors, name: &str) -> Vec<f64> {
-    results.get(name).unwrap_or_else(|| panic!("no {name} in {:?}", results.keys())).to_f64().unwrap()
-}
-
-fn value(results: &Tensors, name: &str) -> f64 {
-    values(results, name)[0]
 }
 
 fn close(a: f64, b: f64, tolerance: f64) {
@@ -117,7 +110,7 @@ fn cs_kd_of_identical_pixels_teaches_nothing() {
     let (plain, own) = (own.clone().given("image", anchors.clone()).plainly(), own.given("image", twice(&anchors)));
     for precision in ["f64", "f32"] {
         let (found, ce) = (own.run(precision), plain.run(precision));
-        assert_eq!((value(&found, "loss.kd"), value(&found, "step1.loss.kd")), (0.0, 0.0), "{precision}");
+        assert_eq!((scalar(&found, "loss.kd"), scalar(&found, "step1.loss.kd")), (0.0, 0.0), "{precision}");
         for name in ce.keys().filter(|name| name.starts_with("grad.") || name.ends_with(".weight")) {
             assert_eq!(values(&found, name), values(&ce, name), "{name} in {precision}");
         }
@@ -151,11 +144,10 @@ fn cs_kd_moves_running_statistics_twice_a_step() {
 #[test]
 fn cs_kd_has_no_use_for_a_partners_label() {
     let own = golden("cs_kd");
-    let label: Vec<i64> = own.batch["label"].view::<i32>().unwrap().iter().map(|&l| l.into()).collect();
-    let both = HostTensor::new(Shape::new(&[6]), &[label.clone(), label.clone()].concat()).unwrap();
-    let other: Vec<i64> = label.iter().map(|l| (l + 1) % 5).collect();
-    let others = HostTensor::new(Shape::new(&[6]), &[label, other].concat()).unwrap();
-    let loss = |run: Replayed| value(&run.run("f64"), "loss");
+    let label = own.batch["label"].view::<i32>().unwrap().to_vec();
+    let other: Vec<i32> = label.iter().map(|l| (l + 1) % 5).collect();
+    let (both, others) = (ints(&[&label[..], &label].concat()), ints(&[label, other].concat()));
+    let loss = |run: Replayed| scalar(&run.run("f64"), "loss");
     let expected = loss(own.clone());
     assert_eq!(loss(own.clone().given("label", both)), expected);
     assert_eq!(loss(own.given("label", others)), expected, "cross-entropy is of anchors alone");
@@ -188,9 +180,10 @@ fn ps_kd_remembers_probabilities() {
 fn bake_without_neighbours_is_cross_entropy() {
     for name in ["bake_m1", "bake_m3"] {
         let extra = if name == "bake_m1" { 1 } else { 3 };
-        let settings = |omega: f64| format!("name = \"bake\"\nomega = {omega}\nextra_images = {extra}\ntemperature = 4");
+        let settings =
+            |omega: f64| format!("name = \"bake\"\nomega = {omega}\nextra_images = {extra}\ntemperature = 4");
         let found = golden(name).method(&settings(0.0)).run("f64");
-        assert!(value(&found, "loss.kd").abs() < 1e-14, "{name}: {}", value(&found, "loss.kd"));
+        assert!(scalar(&found, "loss.kd").abs() < 1e-14, "{name}: {}", scalar(&found, "loss.kd"));
         let (q, z) = (values(&found, "targets"), values(&found, "logits"));
         for (q, z) in q.chunks(5).zip(z.chunks(5)) {
             let sum: f64 = z.iter().map(|x| (x / 4.0).exp()).sum();
@@ -200,14 +193,14 @@ fn bake_without_neighbours_is_cross_entropy() {
         let label = plain.batch["label"].view::<i32>().unwrap().to_vec();
         let partners = label.iter().flat_map(|&l| vec![l; extra]);
         let all: Vec<i32> = label.iter().copied().chain(partners).collect();
-        plain = plain.given("label", HostTensor::new(Shape::new(&[all.len()]), &all).unwrap());
+        plain = plain.given("label", ints(&all));
         let ce = plain.run("f64");
         for key in ce.keys().filter(|key| key.starts_with("grad.")) {
             assert!(distance(&values(&found, key), &values(&ce, key)) < 1e-11, "{name}: {key}");
         }
         let far = golden(name).method(&settings(0.9)).run("f64");
         values(&far, "targets").chunks(5).for_each(|q| close(q.iter().sum(), 1.0, 1e-14));
-        assert!(value(&far, "loss.kd") > 1e-6);
+        assert!(scalar(&far, "loss.kd") > 1e-6);
     }
 }
 
@@ -224,7 +217,7 @@ fn dlb_of_a_still_network_teaches_nothing() {
             .given("previous.logits", before["after.previous.logits"].clone());
         let found = second.run(precision);
         assert_eq!(values(&found, "logits.previous"), values(&before, "logits"), "{precision}");
-        assert_eq!(value(&found, "loss.kd"), 0.0, "{precision}");
+        assert_eq!(scalar(&found, "loss.kd"), 0.0, "{precision}");
         assert_eq!(values(&found, "after.previous.logits"), values(&found, "logits"), "{precision}");
     }
 }
@@ -236,11 +229,11 @@ fn dlb_has_cross_entropy_of_both_batches() {
         let own = golden(name);
         let ce = |image: &str, label: &str| {
             let one = own.clone().given("image", own.batch[image].clone()).given("label", own.batch[label].clone());
-            value(&one.plainly().run("f64"), "loss")
+            scalar(&one.plainly().run("f64"), "loss")
         };
         let (now, before) = (ce("image", "label"), ce("previous.image", "previous.label"));
         let found = own.run("f64");
-        close(value(&found, "loss.ce"), (4.0 * now + previous * before) / (4.0 + previous), 1e-13);
+        close(scalar(&found, "loss.ce"), (4.0 * now + previous * before) / (4.0 + previous), 1e-13);
         // The first step has this batch alone.
         let first = own.clone().without(&["previous.image", "previous.label", "previous.logits"]);
         equal_bits(&first, &first.clone().plainly());
@@ -270,8 +263,8 @@ fn byot_teaches_the_deepest_head_nothing() {
 /// 7.17: λ = 1, or a box without pixels, is plain cross-entropy.
 #[test]
 fn mixing_nothing_is_cross_entropy() {
-    let one = || HostTensor::new(Shape::new(&[]), &[1.0f64]).unwrap();
-    let empty = HostTensor::new(Shape::new(&[4]), &[3i32, 5, 3, 5]).unwrap();
+    let one = || tensor(&[], &[1.0]);
+    let empty = ints(&[3, 5, 3, 5]);
     let mixup = golden("mixup").given("draw.lambda", one()).steps(3);
     equal_bits(&mixup, &mixup.clone().plainly());
     let cutmix = golden("cutmix").given("draw.lambda", one()).given("draw.box", empty).steps(3);
@@ -287,13 +280,13 @@ fn mixing_nothing_is_cross_entropy() {
 /// 7.17: images that mix with themselves keep their cross-entropy, so the weights of the two labels sum to 1.
 #[test]
 fn label_weights_sum_to_one() {
-    let own = || HostTensor::new(Shape::new(&[4]), &[0i32, 1, 2, 3]).unwrap();
+    let own = || ints(&[0, 1, 2, 3]);
     for name in ["mixup", "cutmix"] {
-        let plain = value(&golden(name).plainly().run("f64"), "loss");
+        let plain = scalar(&golden(name).plainly().run("f64"), "loss");
         for lambda in [0.0, 0.3, 0.875] {
-            let lambda = HostTensor::new(Shape::new(&[]), &[lambda]).unwrap();
+            let lambda = tensor(&[], &[lambda]);
             let found = golden(name).given("draw.permutation", own()).given("draw.lambda", lambda).run("f64");
-            close(value(&found, "loss"), plain, 1e-12);
+            close(scalar(&found, "loss"), plain, 1e-12);
         }
     }
 }
@@ -318,7 +311,7 @@ fn dkd_warms_up() {
         let mut own = golden("dkd");
         own.epoch = epoch;
         let found = own.run("f64");
-        (value(&found, "loss.ce"), value(&found, "loss.tckd"), value(&found, "loss.nckd"))
+        (scalar(&found, "loss.ce"), scalar(&found, "loss.tckd"), scalar(&found, "loss.nckd"))
     };
     let full = at(39);
     for (epoch, factor) in [(0, 0.05), (9, 0.5), (18, 0.95), (19, 1.0), (20, 1.0)] {
@@ -327,4 +320,36 @@ fn dkd_warms_up() {
         close(found.1, factor * full.1, 1e-14);
         close(found.2, factor * full.2, 1e-14);
     }
+}
+
+/// Logits of the evaluation head of a method on resnet8 with the weights of the formula, and the method's own parameters in its state.
+fn evaluated(section: &str) -> (Vec<f64>, usize) {
+    let method = toml::from_str::<MethodSpec>(section).unwrap().build();
+    let setting = Setting::new(5, [8, 8, 3], 10, 10);
+    let (spec, student) = (method.spec(&setting).unwrap(), NetworkSpec::new("resnet8").build(5).unwrap());
+    let model = Model { method, spec, setting, student, teachers: vec![], precision: Precision::F32 };
+    let sizes = Sizes { full: [4, 0], others: vec![], leaves: 1, eval_batch: 4, threads: 1, reproducible: true };
+    let mut engine = Engine::<f32>::new(&model, &Compile::head(None), &sizes, Box::new(Solo::default())).unwrap();
+    engine.initialise(3);
+    for entry in engine.states.entries.clone() {
+        let Some(name) = entry.name.strip_prefix("student.") else { continue };
+        let state = engine.executor.state_mut(entry.offset, entry.shape.elements());
+        state.iter_mut().zip(wave::weight("", name, entry.shape.dims())).for_each(|(s, w)| *s = w as f32);
+    }
+    engine.loaded();
+    let image: Vec<f32> = wave::wave("image", 4 * 8 * 8 * 3).into_iter().map(|x| x as f32).collect();
+    let image = HostTensor::new(Shape::new(&[4, 8, 8, 3]), &image).unwrap();
+    let inputs = [("image".to_string(), image), ("label".to_string(), ints(&[0, 1, 2, 3]))];
+    let own = engine.states.entries.iter().filter(|e| e.name.starts_with("method.")).count();
+    (engine.evaluate(&inputs).unwrap().logits, own)
+}
+
+/// 7.14: what is evaluated is the plain network, and only training has the branches' parameters.
+#[test]
+fn byot_is_evaluated_as_the_plain_network() {
+    let (plain, none) = evaluated("name = \"ce\"");
+    let (byot, branches) = evaluated("name = \"byot\"");
+    assert_eq!((plain.len(), none), (4 * 5, 0));
+    assert!(branches > 0 && plain.iter().any(|z| *z != 0.0));
+    assert_eq!(byot, plain);
 }

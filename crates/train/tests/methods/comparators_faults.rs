@@ -1,8 +1,8 @@
 //! Recipes and files that cannot be, refused before a step: what, where, expected, got.
 
 use crate::comparators::golden;
+use crate::replayed::{ints, tensor};
 use std::path::Path;
-use tensor::{HostTensor, Shape};
 use train::recipe::Recipe;
 
 /// The error of a golden's step with its text changed.
@@ -22,10 +22,10 @@ fn a_teacher_of_other_classes_is_refused() {
     for name in ["kd", "dkd", "normkd", "dist", "tf_kd_self"] {
         let mut run = golden(name);
         let teacher = &mut run.teachers[0];
-        teacher.insert("fc.weight".into(), HostTensor::new(Shape::new(&[7, 64]), &[0.1f64; 448]).unwrap());
-        teacher.insert("fc.bias".into(), HostTensor::new(Shape::new(&[7]), &[0.1f64; 7]).unwrap());
+        teacher.insert("fc.weight".into(), tensor(&[7, 64], &[0.1; 448]));
+        teacher.insert("fc.bias".into(), tensor(&[7], &[0.1; 7]));
         let why = run.try_run("f64").expect_err(name).to_string();
-        has(&why, &["teacher0.safetensors", "fc.weight", "[5,64]", "[7,64]", "fc.bias", "[5]", "[7]"]);
+        has(&why, &["teacher0.safetensors", "fc.weight", "[5, 64]", "[7, 64]", "fc.bias", "[5]", "[7]"]);
     }
 }
 
@@ -58,20 +58,53 @@ fn branches_need_stages() {
 #[test]
 fn settings_that_cannot_be_are_refused_before_a_step() {
     has(&refused("kd", "temperature = 3.0", "temperature = 0.0"), &["method.temperature", "above 0", "got 0"]);
-    has(&refused("cutout", "side = 4", "side = 9"), &["method.side", "1 to 8", "8 x 8", "got 9"]);
+    has(&refused("cutout", "side = 4", "side = 9"), &["method.side", "2 to 8", "8 x 8", "got 9"]);
     has(&refused("bake_m1", "extra_images = 1", "extra_images = 0"), &["method.extra_images", "1 to 254", "got 0"]);
     has(&refused("bake_m1", "omega = 0.9", "omega = 1.0"), &["method.omega", "less than 1", "got 1"]);
     has(&refused("ps_kd", "alpha = 0.7", "alpha = 1.5"), &["method.alpha", "0 to 1", "got 1.5"]);
     has(&refused("byot", "blocks = 1", "blocks = 0"), &["method.blocks", "at least 1", "got 0"]);
 }
 
+/// Ranges that follow from images, classes, networks and the optimizer of a run.
+#[test]
+fn settings_that_do_not_fit_a_run_are_refused_before_a_step() {
+    for (name, edit, parts) in [
+        ("ips_anchor", "method.m=9", ["method.m", "1 to 8", "got 9"]),
+        ("pll_top_linear", "method.candidates=5", ["method.candidates", "1 to 4 for 5 classes", "got 5"]),
+        ("atsc", "method.projector_factor=0", ["method.projector_factor", "1 to 64", "got 0"]),
+        ("atsc", "method.projector_factor=65", ["method.projector_factor", "1 to 64", "got 65"]),
+        ("simkd", "method.projector_factor=65", ["method.projector_factor", "1 to 64", "got 65"]),
+        ("atsc", "method.anchor_weight=1e4", ["method.anchor_weight 10000", "diverges", "use at most"]),
+        ("mixskd_b", "network.name=\"wrn_16_1\"", ["[method]", "branches", "residual network"]),
+    ] {
+        has(&golden(name).with(&[edit]).try_run("f64").expect_err(edit).to_string(), &parts);
+    }
+}
+
+/// A method's own parameters are in the file of weights.
+#[test]
+fn parameters_of_a_method_that_are_missing_are_named() {
+    let mut run = golden("byot");
+    run.weights.remove("method.fc_head1.weight").unwrap();
+    run.weights.insert("method.fc_head3.bias".into(), tensor(&[5], &[0.0; 5]));
+    let why = run.try_run("f64").unwrap_err().to_string();
+    has(
+        &why,
+        &[
+            "weights.safetensors",
+            "method.fc_head1.weight: missing, expected [5, 64]",
+            "method.fc_head3.bias: no tensor",
+        ],
+    );
+}
+
 /// A box or a permutation of the batch that does not fit.
 #[test]
 fn draws_of_another_shape_are_refused() {
-    let short = HostTensor::new(Shape::new(&[3]), &[0i32, 1, 2]).unwrap();
+    let short = ints(&[0, 1, 2]);
     let why = golden("mixup").given("draw.permutation", short).try_run("f64").unwrap_err().to_string();
     has(&why, &["draw.permutation", "[4]", "[3]"]);
-    let flat = HostTensor::new(Shape::new(&[4]), &[0i32; 4]).unwrap();
+    let flat = ints(&[0; 4]);
     let why = golden("cutout").given("draw.box", flat).try_run("f64").unwrap_err().to_string();
-    has(&why, &["draw.box", "[4,4]", "[4]"]);
+    has(&why, &["draw.box", "[4, 4]", "[4]"]);
 }

@@ -1,10 +1,12 @@
 //! Every golden of a method (tests/goldens/methods, PyTorch, f64), run as `retort step` runs it: recipe, weights and batch as files.
 //!
 //! A file's attributes: `recipe`, the TOML text; `weights` and `teachers`, names and published shapes, whose values come from the formula
-//! of tests/goldens/README.md; `steps` and `epoch`. Tensors `in.NAME` are the batch, `out.NAME` what the step must write.
+//! of tests/goldens/README.md; `steps` and `epoch`; `limits`, tolerances of coarser arithmetic. Tensors `in.NAME` are the batch, `out.NAME`
+//! what the step must write.
 
 mod bench;
 mod comparators;
+mod comparators_data;
 mod comparators_faults;
 mod comparators_runs;
 #[path = "../goldens/golden.rs"]
@@ -23,14 +25,20 @@ mod wave;
 use golden::{Differences, Golden, names};
 use replayed::Replayed;
 
-/// Runs the file's steps in a precision and compares every `out.` tensor, `limit` being the least tolerance.
-fn check(name: &str, precision: &str, limit: f64) {
+/// The tolerance of a precision: the file's own where its small batches amplify roundings, else `least`.
+fn limit(golden: &Golden, precision: &str, least: f64) -> f64 {
+    golden.attr["limits"][precision].as_f64().unwrap_or(golden.tolerance).max(least)
+}
+
+/// Runs the file's steps in a precision and compares every `out.` tensor.
+fn check(name: &str, precision: &str, least: f64) {
     let golden = Golden::open("methods", name);
     let results = Replayed::of(&golden).run(precision);
     let mut found = Differences::new(format!("{name} {precision}"));
     for key in golden.after("out.") {
         let got = results.get(key).unwrap_or_else(|| panic!("{name}: the step wrote no {key}: {:?}", results.keys()));
-        found.add(key, (&got.to_f64().unwrap(), &golden.get(&format!("out.{key}"))), golden.tolerance.max(limit));
+        let both = (&got.to_f64().unwrap()[..], &golden.get(&format!("out.{key}"))[..]);
+        found.add(key, both, limit(&golden, precision, least));
     }
 }
 
@@ -60,7 +68,8 @@ fn goldens_of_methods_in_bf16() {
         let mut found = Differences::new(format!("{name} bf16"));
         let wanted = |key: &&str| *key == "loss" || key.starts_with("logits") || key.starts_with("teacher.logits");
         for key in golden.after("out.").filter(wanted) {
-            found.add(key, (&results[key].to_f64().unwrap(), &golden.get(&format!("out.{key}"))), 2e-2);
+            let both = (&results[key].to_f64().unwrap()[..], &golden.get(&format!("out.{key}"))[..]);
+            found.add(key, both, limit(&golden, "bf16", 2e-2));
         }
     });
 }

@@ -53,11 +53,8 @@ impl Probe {
         let all = self.replayed().run("f64");
         let (rows, classes) = (self.student.len(), self.student[0].len());
         // Absent where every term is.
-        let flat = if all.contains_key("grad.fc.weight") {
-            values(&all, "grad.fc.weight")
-        } else {
-            vec![0.0; rows * classes]
-        };
+        let flat =
+            if all.contains_key("grad.fc.weight") { values(&all, "grad.fc.weight") } else { vec![0.0; rows * classes] };
         let gradient = (0..rows).map(|r| (0..classes).map(|c| flat[c * rows + r]).collect()).collect();
         Probed { all, gradient }
     }

@@ -107,7 +107,7 @@ fn every_step_costs_what_the_chapter_counts() {
         let ce = if name == "mixskd" { 3.0 * m - m1 } else { s };
         let line = format!(
             "{}: {:.2} M multiply-adds a unit, expected {:.2} M ({:+.2} %), {:.3} of cross-entropy",
-            name.replace('"', " ").replace('\n', " "),
+            name.replace(['"', '\n'], " "),
             found / 1e6,
             expected / 1e6,
             100.0 * off,
