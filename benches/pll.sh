@@ -9,7 +9,7 @@ rates=${RATES:-0.3 0.5 0.8}
 kinds=${KINDS:-sym}
 seeds=${SEEDS:-0 1 2}
 mkdir -p "$out"
-[ -d "$out/backbone" ] || "$retort" train configs/fashion/ce_resnet8.toml -q --run "$out/backbone" --set data.validation_per_class=500
+[ -d "$out/backbone" ] || "$retort" train configs/fashion/ce_resnet8.toml -q --run "$out/backbone" --set data.validation_per_class=100
 "$retort" features "$out/backbone" --train-split val --out "$out/features"
 for kind in $kinds; do
     for rate in $rates; do

@@ -3,7 +3,7 @@
     python make.py [ops|losses|nets|steps|views|methods ...]      write
     python make.py --check [...]                    write elsewhere and compare values; exit 1 if they differ
 
-Needs torch (the version in README.md), numpy and safetensors. Files of a part that the scripts no longer make are named, not deleted.
+Needs torch, torchvision and Pillow (versions in README.md), numpy and safetensors. Files of a part that the scripts no longer make are named, not deleted.
 """
 
 import argparse

@@ -2,6 +2,9 @@
 //!
 //! Runs go to `--runs`, a folder each; finished ones are not run again, stopped ones go on. The table is rewritten after each run.
 //! Teachers are trained once, with seed 1, and shared by all methods that want one.
+//!
+//! With `--pace` nothing is trained to the end: steps of each method are timed in turn with steps of plain training, and the table says how
+//! that compares with the multiply-adds counted in the plan.
 
 use clap::Parser;
 use serde::{Deserialize, Serialize};
@@ -31,6 +34,12 @@ struct Args {
     /// The table; a `.json` beside it has every run.
     #[arg(long, default_value = "benches/records/accuracy.md")]
     out: PathBuf,
+    /// Time steps instead, in so many pairs with plain training.
+    #[arg(long, value_name = "PAIRS")]
+    pace: Option<usize>,
+    /// Threads of each run; 0 for all cores. Results do not depend on it.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
     /// Another folder with the whole of Fashion-MNIST.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -58,6 +67,9 @@ struct Job {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
+    if let Some(pairs) = args.pace {
+        return pace(&args, pairs);
+    }
     let mut runs = Vec::new();
     let plain = |epochs: usize| Job {
         row: format!("ce, {epochs} epochs"),
@@ -105,8 +117,12 @@ fn load(args: &Args, recipe: &str, edits: &[String]) -> Result<Loaded, Box<dyn E
 fn train(args: &Args, (job, seed): (&Job, u64), edits: &[String], folder: &Path) -> Result<Run, Box<dyn Error>> {
     let loaded = load(args, &job.recipe, edits)?;
     let epochs = loaded.recipe.train.epochs;
-    let options =
-        RunOptions { run_dir: Some(folder.to_path_buf()), verbosity: Verbosity::Quiet, ..RunOptions::default() };
+    let options = RunOptions {
+        run_dir: Some(folder.to_path_buf()),
+        verbosity: Verbosity::Quiet,
+        threads: args.threads,
+        ..RunOptions::default()
+    };
     let session = Session::open(loaded, options)?;
     let plan = session.plan()?;
     let body = plan.graph.nodes.iter().filter(|n| n.place.section == Section::Body);
@@ -133,6 +149,68 @@ fn teacher(args: &Args, network: &str) -> Result<PathBuf, Box<dyn Error>> {
         train::export(&folder, false, &weights)?;
     }
     Ok(weights)
+}
+
+/// Steps of the shorter and the longer of two timed runs: their difference is free of what a run costs beside steps.
+const STEPS: [u64; 2] = [5, 25];
+
+/// Seconds of a step, and multiply-adds of it, both per unit.
+fn step_cost(args: &Args, recipe: &str) -> Result<(f64, f64), Box<dyn Error>> {
+    let mut edits = Vec::new();
+    for (i, teacher_section) in load(args, recipe, &[])?.recipe.teacher.iter().enumerate() {
+        edits.push(format!("teacher.{i}.weights={:?}", std::path::absolute(teacher(args, &teacher_section.name)?)?));
+    }
+    let mut seconds = [0.0; 2];
+    let mut cost = (0.0, 1.0);
+    for (steps, seconds) in STEPS.iter().zip(&mut seconds) {
+        let folder = args.runs.join("pace");
+        let _ = std::fs::remove_dir_all(&folder);
+        let edits: Vec<_> = edits.iter().cloned().chain([format!("train.max_steps={steps}")]).collect();
+        let loaded = load(args, recipe, &edits)?;
+        let options = RunOptions {
+            run_dir: Some(folder),
+            verbosity: Verbosity::Quiet,
+            threads: args.threads,
+            ..RunOptions::default()
+        };
+        let session = Session::open(loaded, options)?;
+        let plan = session.plan()?;
+        let body = plan.graph.nodes.iter().filter(|n| n.place.section == Section::Body);
+        cost = (body.map(|n| plan::cost(&plan.graph, n).flops).sum::<u64>() as f64, plan.graph.units[0] as f64);
+        *seconds = session.train()?.seconds;
+    }
+    Ok(((seconds[1] - seconds[0]) / (STEPS[1] - STEPS[0]) as f64 / cost.1, cost.0 / cost.1))
+}
+
+/// Times methods in pairs with plain training and writes the table.
+fn pace(args: &Args, pairs: usize) -> Result<(), Box<dyn Error>> {
+    let mut rows = Vec::new();
+    for method in args.methods.iter().chain(&args.once) {
+        let mut ratios = Vec::new();
+        let mut counted = 1.0;
+        for _ in 0..pairs {
+            let (plain, of) = (step_cost(args, "ce")?, step_cost(args, method)?);
+            ratios.push(of.0 / plain.0);
+            counted = of.1 / plain.1;
+        }
+        ratios.sort_by(f64::total_cmp);
+        let (least, middle, most) = (ratios[0], ratios[pairs / 2], ratios[pairs - 1]);
+        rows.push(format!(
+            "| {method} | {counted:.2} | {middle:.2} ({least:.2} … {most:.2}) | {:.2} |",
+            middle / counted
+        ));
+        eprintln!("{}", rows[rows.len() - 1]);
+    }
+    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    let table = format!(
+        "# Pace of methods, ResNet-8 on Fashion-MNIST\n\n\
+         `cargo run --release -p benches --bin accuracy -- {command}`, f32, batch 128, 2 shared cores, data included.\n\
+         Multiply-adds and time of a step per unit, relative to plain training in the same run; median (least … most) of {pairs} pairs.\n\n\
+         | method | counted | time | time over count |\n|---|---|---|---|\n{}\n",
+        rows.join("\n")
+    );
+    std::fs::write(&args.out, table)?;
+    Ok(())
 }
 
 /// Mean and sample standard deviation.

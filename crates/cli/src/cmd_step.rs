@@ -95,7 +95,7 @@ pub(crate) fn run(args: &StepArgs, terminal: &Terminal) -> Result<Exit, CliError
     let results = train::replay(loaded, &options)?;
     let scalars = results.iter().filter(|(name, _)| name.as_str() == "loss" || name.starts_with("loss."));
     for (name, value) in scalars {
-        terminal.print(&format!("{name:<24} {:.9}", value.to_f64().map_err(train::TrainError::from)?[0]))?;
+        terminal.print(format!("{name:<24} {:.9}", value.to_f64().map_err(train::TrainError::from)?[0]))?;
     }
     if args.against.is_some() {
         let exact = args.edits.load_with(&args.recipe, &["train.precision=\"f64\"".to_string()])?;
@@ -105,7 +105,7 @@ pub(crate) fn run(args: &StepArgs, terminal: &Terminal) -> Result<Exit, CliError
                 value.to_f64().map_err(train::TrainError::from)?,
                 exact[name].to_f64().map_err(train::TrainError::from)?,
             );
-            terminal.print(&format!("{name:<48} {:.1e}", distance(&got, &want)))?;
+            terminal.print(format!("{name:<48} {:.1e}", distance(&got, &want)))?;
         }
     }
     Ok(Exit::Done)

@@ -100,8 +100,8 @@ impl Method for Atsc {
         for (i, classifier) in setting.teachers.iter().enumerate().filter(|_| self.adaptive()) {
             let module = teacher_module(i);
             let bias = format!("{module}.{classifier}.bias");
-            let decay = if self.teacher_bn_decay { Decay::All } else { Decay::Matrices };
-            main.extend([TrainRange::new(&bias), TrainRange { decay, ..TrainRange::new(&format!("{module}.")) }]);
+            let decay = if self.teacher_bn_decay { Decay::All } else { Decay::ExceptBatchNorm };
+            main.push(TrainRange { decay, ..TrainRange::new(&format!("{module}.")) });
             let trains = vec![TrainRange { momentum: "momentum.bias".into(), ..TrainRange::new(&bias) }];
             phases.extend(self.bias_step.then(|| PhaseSpec { name: numbered("bias", i), trains }));
         }

@@ -10,7 +10,7 @@ pub struct Atsc {
     pub mse_weight: f64,
     /// w. Default 1; ImageNet 10.
     pub anchor_weight: f64,
-    /// c and d, of the student's own classifier. Default 0: it decays, nothing else.
+    /// c and d, of the student's own classifier. Default 0: it decays, nothing else. Several teachers each have their KL, unshared.
     pub ce_weight: f64,
     pub kd_weight: f64,
     /// T of the KL. Default 4.

@@ -142,7 +142,9 @@ impl Update<'_> {
             let range = &phase.trains[range];
             let momentum = self.state_like(param, &range.momentum, StateKind::Momentum);
             let vector = self.graph.state(param).shape.dims().len() < 2;
-            let decays = !vector || (args.decay_bn_bias && range.decay == Decay::All);
+            let layer = name.rsplit_once('.').map_or(&name[..], |(layer, _)| layer);
+            let in_bn = self.graph.find_state(&format!("{layer}.running_var")).is_some();
+            let decays = (!vector || args.decay_bn_bias) && (!in_bn || range.decay == Decay::All);
             let weight_decay = if decays { args.weight_decay } else { 0.0 };
             made.push((value, SgdParam { param, momentum, weight_decay, lr_factor: range.lr_factor }));
         }

@@ -147,8 +147,8 @@ pub struct SlotSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decay {
     All,
-    /// Not scales, shifts and biases.
-    Matrices,
+    /// Not scales and shifts of batch norms.
+    ExceptBatchNorm,
 }
 
 /// Parameters of a phase that share their optimizer settings.

@@ -73,7 +73,7 @@ fn settings_that_do_not_fit_a_run_are_refused_before_a_step() {
         ("pll_top_linear", "method.candidates=5", ["method.candidates", "1 to 4 for 5 classes", "got 5"]),
         ("atsc", "method.projector_factor=0", ["method.projector_factor", "1 to 64", "got 0"]),
         ("atsc", "method.projector_factor=65", ["method.projector_factor", "1 to 64", "got 65"]),
-        ("simkd", "method.projector_factor=65", ["method.projector_factor", "1 to 64", "got 65"]),
+        ("simkd", "method.projector_factor=129", ["method.projector_factor", "1 to 128", "got 129"]),
         ("atsc", "method.anchor_weight=1e4", ["method.anchor_weight 10000", "diverges", "use at most"]),
         ("mixskd_b", "network.name=\"wrn_16_1\"", ["[method]", "branches", "residual network"]),
     ] {
