@@ -206,6 +206,12 @@ def dlb(out, name, previous):
         r.batch |= {"previous.image": r.draw.normal(previous, 3, SIDE, SIDE), "previous.label": r.draw.ints(CLASSES, previous),
                     "previous.logits": 2 * r.draw.normal(previous, CLASSES)}
 
+    held = {"previous.logits": r.batch["previous.logits"].clone()} if previous else {}
+
+    class Rolling(Case):
+        def named(self):
+            return super().named() | held
+
     def losses():
         now = r.student(r.image)
         outputs = {"logits": now, "after.previous.logits": now.detach()}
@@ -213,9 +219,12 @@ def dlb(out, name, previous):
             return {"ce": (1.0, ce(now, r.label))}, outputs
         again = r.student(r.batch["previous.image"])
         both = ce(torch.cat([now, again]), torch.cat([r.label, r.batch["previous.label"]]))
-        return {"ce": (1.0, both), "kd": (1.5, kl(r.batch["previous.logits"], again, 3.0))}, outputs | {"logits.previous": again}
+        kd = kl(held["previous.logits"], again, 3.0)
+        if previous == len(now):  # the next step's previous batch has as many rows
+            held["previous.logits"] = now.detach()
+        return {"ce": (1.0, both), "kd": (1.5, kd)}, outputs | {"logits.previous": again}
 
-    r.save(out, losses, {"name": "dlb", "temperature": 3.0, "alpha": 1.5})
+    r.save(out, losses, {"name": "dlb", "temperature": 3.0, "alpha": 1.5}, Rolling, ten=previous in (0, 4))
 
 
 def bake(out, name, anchors, extra, omega):

@@ -90,6 +90,7 @@ class Case:
     """A student, teachers and modules; `run` takes the steps and writes the file.
 
     method: the recipe's [method], name first. batch: tensors by the names that `retort step` wants. teachers: [(network, module)].
+    ten: whether ten steps on the batch make sense; their losses are stored too.
     watch: names (`student` ones plain, `method.`, `teacher.`) whose gradients and final values are stored, or prefixes of them ending in `*`.
     """
 
@@ -99,6 +100,7 @@ class Case:
         self.sgd = SGD | more.pop("sgd", {})
         self.steps, self.epoch, self.epochs = more.pop("steps", 1), more.pop("epoch", 0), more.pop("epochs", 10)
         self.watch, self.tolerance = more.pop("watch"), more.pop("tolerance", 1e-9)
+        self.ten = more.pop("ten", True)
         self.amplified = {"f32": 20, "bf16": 4} | more.pop("amplified", {})
         self.optimizers = {}
         assert not more, more
@@ -144,11 +146,14 @@ class Case:
             sgd.step()
         return out | {"loss": total}
 
-    def take(self, phases, begin, bits=None):
-        """All steps from the beginning; with `bits`, every layer's output rounded to them."""
+    def restart(self, begin):
         self.optimizers = {}
         for k, v in self.named().items():
             v.data.copy_(begin[k])
+
+    def take(self, phases, begin, bits=None):
+        """All steps from the beginning; with `bits`, every layer's output rounded to them."""
+        self.restart(begin)
         layers = [m for net in (self.student, self.parts, *(t for _, t in self.teachers)) for m in net.modules() if bits]
         hooks = [m.register_forward_hook(rounded(bits)) for m in layers]
         made = {}
@@ -187,6 +192,9 @@ class Case:
         made = self.take(phases, begin)
         attr["limits"] = self.limits(phases, begin, made)
         tensors = {f"in.{k}": v for k, v in self.batch.items()} | {f"out.{k}": v for k, v in made.items()}
+        if self.ten:  # steps on the same batch, what is drawn and what the epoch weighs held fast
+            self.restart(begin)
+            tensors["ten.loss"] = torch.stack([self.step(phases, False)["loss"] for _ in range(10)])
         sources = [__file__, nets.__file__, *scripts]
         print(f"{self.name}: loss {float(made['loss']):.6f}, limits {attr['limits']}")
         save(out, f"methods/{self.name}", tensors, attr, self.tolerance, seed_of(self.name), sources)

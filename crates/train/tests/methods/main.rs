@@ -73,3 +73,21 @@ fn goldens_of_methods_in_bf16() {
         }
     });
 }
+
+/// Ten steps on one batch: the loss of each. What errors of rounding grow to in ten steps of a small network is far below 1e-7.
+#[test]
+fn ten_losses_of_methods() {
+    let mut found = Differences::new("ten losses".to_string());
+    let mut cases = 0;
+    for name in names("methods") {
+        let golden = Golden::open("methods", &name);
+        if golden.after("ten.").next().is_none() {
+            continue;
+        }
+        let results = Replayed { steps: 10, ..Replayed::of(&golden) }.run("f64");
+        let losses: Vec<f64> = (0..10).map(|k| results[&format!("step{k}.loss")].to_f64().unwrap()[0]).collect();
+        found.add(&name, (&losses, &golden.get("ten.loss")), 1e-7);
+        cases += 1;
+    }
+    assert!(cases > 50, "{cases} files have ten losses");
+}
