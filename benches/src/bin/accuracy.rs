@@ -232,8 +232,7 @@ fn write(args: &Args, runs: &[Run]) -> Result<(), Box<dyn Error>> {
         }
         by_row.entry(&run.method).or_default().push(run);
     }
-    let per_epoch = |runs: &[&Run]| spread(&runs.iter().map(|r| r.seconds / r.epochs as f64).collect::<Vec<_>>()).0;
-    let (ce_seconds, ce_flops) = (per_epoch(&by_row[order[0]]), by_row[order[0]][0].flops_per_unit);
+    let plain_flops = by_row[order[0]][0].flops_per_unit;
     for name in order {
         let of = &by_row[name];
         let text = |pick: fn(&Run) -> f64| {
@@ -241,23 +240,22 @@ fn write(args: &Args, runs: &[Run]) -> Result<(), Box<dyn Error>> {
             if of.len() > 1 { format!("{mean:.4} ± {sd:.4}") } else { format!("{mean:.4}") }
         };
         rows.push(format!(
-            "| {name} | {} | {} | {} | {} | {:.2} | {:.2} |",
+            "| {name} | {} | {} | {} | {} | {:.2} |",
             of[0].epochs,
             of.len(),
             text(|r| r.last),
             text(|r| r.best),
-            per_epoch(of) / ce_seconds,
-            of[0].flops_per_unit / ce_flops
+            of[0].flops_per_unit / plain_flops
         ));
     }
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
     let table = format!(
         "# Accuracy on Fashion-MNIST, ResNet-8\n\n\
          `cargo run --release -p benches --bin accuracy -- {command}`, recipes `configs/fashion/<method>_resnet8.toml`.\n\
-         Test top1 of the last and of the best epoch, mean ± sample deviation over seeds 1, 2, …; time and multiply-adds of an epoch\n\
-         relative to plain training, counted ones per unit (a pair, or an anchor with its extra images, is one unit).\n\
+         Test top1 of the last and of the best epoch, mean ± sample deviation over seeds 1, 2, …; multiply-adds\n\
+         of an epoch relative to plain training, per unit (a pair, or an anchor with its extra images, is one); their time is in pace.md.\n\
          The best epoch is chosen on the test set and is listed because published tables do so.\n\n\
-         | method | epochs | seeds | last | best | time | counted |\n|---|---|---|---|---|---|---|\n{}\n",
+         | method | epochs | seeds | last | best | counted |\n|---|---|---|---|---|---|\n{}\n",
         rows.join("\n")
     );
     std::fs::write(&args.out, table)?;

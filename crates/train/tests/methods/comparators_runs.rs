@@ -114,3 +114,28 @@ fn every_method_goes_on_where_it_stopped_and_needs_no_certain_number_of_ranks() 
         job.assert_equal(&format!("{method}-ranks"), &format!("{method}-whole"));
     }
 }
+
+/// 4.7: decay that nothing opposes shrinks the adapted teacher's features; the run says so once, also when it is gone on with.
+#[test]
+fn a_collapse_of_the_adapted_teacher_is_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    small_set(folder.path());
+    Job { folder: folder.path(), method: "ce", teacher: None }.train("teacher", 1, &["train.max_steps=2"]);
+    let weights = folder.path().join("teacher.safetensors");
+    train::export(&folder.path().join("teacher"), false, &weights).unwrap();
+    let job = Job { folder: folder.path(), method: "atsc", teacher: Some(weights) };
+    let shrinking =
+        ["optimizer.weight_decay=5.0", "optimizer.momentum=0.0", "optimizer.nesterov=false", "train.epochs=14"];
+    let loose = ["method.anchor_weight=0.0", "method.anchor_bn=false"];
+    let edits = [&shrinking[..], &loose[..]].concat();
+    let alarms = || {
+        let metrics = std::fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
+        metrics.lines().filter(|line| line.contains("\"alarm\"") && line.contains("\"feature_rms\"")).count()
+    };
+    job.train("run", 1, &[&edits[..], &["train.max_steps=6"]].concat());
+    assert_eq!(alarms(), 0, "six steps leave half of the scale");
+    job.train("run", 1, &[&edits[..], &["train.max_steps=36"]].concat());
+    assert_eq!(alarms(), 1);
+    job.train("run", 1, &edits);
+    assert_eq!(alarms(), 1, "an alarm is remembered");
+}
