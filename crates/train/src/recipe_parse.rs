@@ -99,7 +99,10 @@ impl Loaded {
     /// Whether every file and folder that the recipe names exists.
     pub fn check_files(&self) -> Result<(), RecipeError> {
         for (key, path) in files(&mut self.recipe.clone()) {
-            if !path.exists() {
+            // `@name` is what a stage of the run leaves.
+            let stage = path.to_str().and_then(|p| p.strip_prefix('@'));
+            let of_stage = stage.is_some_and(|name| self.recipe.stage.iter().any(|s| s.name == name));
+            if !of_stage && !path.exists() {
                 let tried: Vec<_> = candidates(path, &self.path).iter().map(|p| p.display().to_string()).collect();
                 let what = format!("{key}: there is nothing at {}", tried.join(" or "));
                 return Err(self.fault(&key, &what, "relative paths begin at the recipe, here, or at $RETORT_DATA"));

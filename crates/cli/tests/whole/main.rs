@@ -8,4 +8,5 @@ mod pll;
 mod predictions;
 #[path = "../support/program.rs"]
 mod program;
+mod stages;
 mod stops;
