@@ -43,18 +43,24 @@ impl Method for Ips {
         };
         let fed_logits = step.student_grouped(fed, groups).logits;
         let (a, b) = (fed_logits.slice_rows(0, units), fed_logits.slice_rows(units, units));
-        // Runs of n rows: a, b, and with the originals a and b as they were.
-        let run = |r: usize| fed_logits.slice_rows(r * units, units).cross_entropy(step.unit_label());
-        let step_by = if self.ce_on == CeOn::Both { 1 } else { 2 };
-        let runs: Vec<_> = (0..fed.rows() / units).step_by(step_by).map(run).collect();
-        let ce_weight = match self.ce_reduce {
-            CeReduce::Mean => 1.0 / runs.len() as f64,
-            CeReduce::Sum => 1.0,
+        // Runs of n rows: a, b, and with the originals a and b as they were. Cross-entropy is a mean over the rows it is on.
+        let runs = fed.rows() / units;
+        let (on, ce) = match self.ce_on {
+            CeOn::Both if self.feed_originals => (runs, fed_logits.cross_entropy(label.concat_rows(&[label]))),
+            CeOn::Both => (runs, fed_logits.cross_entropy(label)),
+            CeOn::Anchor if self.feed_originals => {
+                let (label, original) = (step.unit_label(), fed_logits.slice_rows(2 * units, units));
+                (2, 0.5 * (a.cross_entropy(label) + original.cross_entropy(label)))
+            }
+            CeOn::Anchor => (1, a.cross_entropy(step.unit_label())),
         };
-        let ce = ce_weight * runs.into_iter().fold(Loss::default(), |sum, run| sum + run);
+        let ce_weight = match self.ce_reduce {
+            CeReduce::Mean => 1.0,
+            CeReduce::Sum => on as f64,
+        };
         let alpha = if self.alpha_rampup_epochs > 0.0 { step.slot("alpha") } else { self.alpha.into() };
         Losses::new()
-            .term("ce", 1.0, ce)
+            .term("ce", ce_weight, ce)
             .term("kd", Weight::from(self.temperature.powi(2)).times(alpha), self.distillation(a, b, step.unit_label()))
             .logits(fed_logits.slice_rows(0, 2 * units), label)
     }
