@@ -85,12 +85,12 @@ fn take_a_step(path: &Path) -> Result<Tensors, Box<dyn std::error::Error>> {
     Ok(train::replay(load()?, &options)?)
 }
 
-#[test]
-fn every_recipe_takes_a_step() {
+/// Steps of all recipes in a folder of `configs`.
+fn all_of(folder: &str, least: usize) {
     let configs = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+    let all = recipes(&configs.join(folder));
+    assert!(all.len() >= least, "{} recipes in {folder}", all.len());
     let mut wrong = Vec::new();
-    let all = recipes(&configs);
-    assert!(all.len() > 60, "{} recipes", all.len());
     for path in all {
         let name = path.strip_prefix(&configs).unwrap().display().to_string();
         match take_a_step(&path) {
@@ -106,4 +106,32 @@ fn every_recipe_takes_a_step() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_recipe_of_fashion_takes_a_step() {
+    all_of("fashion", 24);
+}
+
+#[test]
+fn every_recipe_of_cifar100_takes_a_step() {
+    all_of("cifar100", 44);
+}
+
+#[test]
+fn every_recipe_of_tiny_imagenet_takes_a_step() {
+    all_of("tiny-imagenet", 4);
+}
+
+#[test]
+fn every_recipe_of_imagenet_takes_a_step() {
+    all_of("imagenet", 13);
+}
+
+#[test]
+fn no_recipe_is_left_out() {
+    let configs = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+    let count = |folder: &str| recipes(&configs.join(folder)).len();
+    let tested: usize = ["fashion", "cifar100", "tiny-imagenet", "imagenet"].map(count).iter().sum();
+    assert_eq!(tested + 1, recipes(&configs).len(), "the quickstart alone lies beside the folders");
 }
