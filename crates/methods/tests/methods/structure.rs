@@ -84,14 +84,19 @@ fn kd_runs_the_frozen_teacher_first() {
     assert!(built.losses.outputs.iter().any(|(name, _)| name == "teacher.logits"));
 }
 
+/// A mean over so many rows of each unit.
+fn rows_per_unit(rows: u64) -> spec::Divisor {
+    spec::Divisor { constant: 0, per_unit: [rows, 0] }
+}
+
 #[test]
 fn ips_default_is_the_formula() {
     let built = small(&Ips::default(), &setting(10, [32, 32, 3]), 3);
     assert_eq!(weights(&built), [("ce", Weight::from(1.0)), ("kd", Weight::from(16.0))]);
     let (ce, kd) = (row_terms(&built, "ce"), row_terms(&built, "kd"));
-    let halves: Vec<_> = ce.iter().map(|(weight, term, _)| (*weight, term.kind, term.divisor)).collect();
-    assert_eq!(halves, [(0.5, RowKind::HARD, PER_ROW); 2], "mean over the 2n images");
-    let logits = built.graph.producer(ce[0].2[0]).unwrap().inputs[0];
+    let [(weight, term, inputs)] = &ce[..] else { panic!("one part") };
+    assert_eq!((*weight, term.kind, term.divisor), (1.0, RowKind::HARD, rows_per_unit(2)), "mean over the 2n images");
+    let logits = inputs[0];
     for (weight, term, _) in &kd {
         assert_eq!((*weight, term.kind, term.mask, term.divisor), (0.5, KL4, RowMask::All, PER_ROW));
     }
@@ -102,7 +107,6 @@ fn ips_default_is_the_formula() {
         let Op::Slice { axis: Axis::Batch, start, len: 3 } = node.op else { panic!("{} is no half", node.op) };
         start
     };
-    assert_eq!(ce.iter().map(|(_, _, i)| rows(i[0])).collect::<Vec<_>>(), [0, 3], "anchors, then partners");
     let sides: Vec<_> = kd.iter().map(|(_, _, i)| (rows(i[0]), rows(i[1]))).collect();
     assert_eq!(sides, [(0, 3), (3, 0)], "(student, teacher)");
     assert!(kd.iter().all(|(_, _, i)| !detached(&built, i[0]) && detached(&built, i[1])));
@@ -139,16 +143,17 @@ fn ips_rows_groups_and_reductions() {
         let ips = Ips { feed_originals, bn_groups, ce_reduce, ce_on, ..Ips::default() };
         let built = small(&ips, &setting(10, [32, 32, 3]), 3);
         let parts = row_terms(&built, "ce");
-        assert!(parts.iter().all(|(_, t, _)| t.divisor == PER_ROW));
-        (forward(&built), built.losses.terms[0].weight.factor, parts.iter().map(|(w, ..)| *w).collect::<Vec<_>>())
+        let parts = parts.iter().map(|(w, t, _)| (*w, t.divisor.per_unit[0])).collect::<Vec<_>>();
+        (forward(&built), built.losses.terms[0].weight.factor, parts)
     };
     use {BnGroups::*, CeOn::*, CeReduce::*};
-    assert_eq!(case(false, Joint, Mean, Both), ((1, 6), 1.0, vec![0.5; 2]));
-    assert_eq!(case(false, Split, Sum, Both), ((2, 6), 1.0, vec![1.0; 2]));
-    assert_eq!(case(true, Joint, Mean, Both), ((1, 12), 1.0, vec![0.25; 4]));
-    assert_eq!(case(true, Split, Sum, Both), ((4, 12), 1.0, vec![1.0; 4]));
-    assert_eq!(case(false, Joint, Mean, Anchor), ((1, 6), 1.0, vec![1.0]));
-    assert_eq!(case(true, Joint, Mean, Anchor), ((1, 12), 1.0, vec![0.5; 2]));
+    // Weight of the term; weight of each part and rows that its mean is over, per unit.
+    assert_eq!(case(false, Joint, Mean, Both), ((1, 6), 1.0, vec![(1.0, 2)]));
+    assert_eq!(case(false, Split, Sum, Both), ((2, 6), 2.0, vec![(1.0, 2)]));
+    assert_eq!(case(true, Joint, Mean, Both), ((1, 12), 1.0, vec![(1.0, 4)]));
+    assert_eq!(case(true, Split, Sum, Both), ((4, 12), 4.0, vec![(1.0, 4)]));
+    assert_eq!(case(false, Joint, Mean, Anchor), ((1, 6), 1.0, vec![(1.0, 1)]));
+    assert_eq!(case(true, Split, Sum, Anchor), ((4, 12), 2.0, vec![(0.5, 1); 2]));
 }
 
 #[test]
@@ -163,7 +168,8 @@ fn ips_originals_follow_the_swapped() {
         Op::Slice { start, .. } => start,
         ref op => panic!("{op} is no half"),
     };
-    assert_eq!(ce.iter().map(|(_, _, i)| first_row(i[0])).collect::<Vec<_>>(), [0, 3, 6, 9]);
+    let [(_, _, inputs)] = &ce[..] else { panic!("one part") };
+    assert_eq!(built.graph.shape(inputs[0]).dims()[0], 12, "over all four runs");
     let students: Vec<_> = row_terms(&built, "kd").iter().map(|(_, _, i)| first_row(i[0])).collect();
     assert_eq!(students, [0, 3], "distillation is between the swapped");
 }
