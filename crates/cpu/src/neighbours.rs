@@ -1,4 +1,4 @@
-//! Targets from the predictions of similar rows (BAKE, chapter 7.11): Q = (1 − ω)(I − ωW)⁻¹ P.
+//! Targets from the predictions of similar rows (chapter 7.11): Q = (1 − ω)(I − ωW)⁻¹ P.
 //!
 //! P = softmax(logits/T); W is the row softmax of the cosine similarities of the features, its diagonal zero. One row alone keeps P.
 //! All in f64: rows of W sum to 1, so I − ωW is dominated by its diagonal and elimination needs no pivots (growth at most 2).

@@ -3,6 +3,7 @@
 use crate::graph::{Graph, Place, Section, StateId, ValueId};
 use crate::loss::Loss;
 use crate::op::*;
+use crate::row::*;
 use std::cell::{Cell, Ref, RefCell};
 use tensor::Shape;
 

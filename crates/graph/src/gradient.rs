@@ -2,6 +2,7 @@
 
 use crate::graph::{Graph, Node, NodeId, ValueId};
 use crate::op::*;
+use crate::row::*;
 
 /// Gradients that flow into a node.
 #[derive(Clone, Debug)]

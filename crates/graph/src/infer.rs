@@ -1,7 +1,8 @@
 //! Shapes and dtypes of an op's outputs. `Err` says what was expected and what was found.
 
 use crate::graph::{Graph, ValueId};
-use crate::op::{Axis, ConvArgs, Op, PoolArgs, RowKind, RowTerm, Target};
+use crate::op::{Axis, ConvArgs, Op, PoolArgs};
+use crate::row::{RowKind, RowTerm, Target};
 use tensor::{Dtype, Shape};
 
 type Outputs = Vec<(Shape, Dtype)>;

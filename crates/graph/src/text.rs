@@ -1,7 +1,8 @@
 //! The text form of ops and graphs: one line a node, for golden files and eyes.
 
 use crate::graph::{Graph, Section, Source, ValueId};
-use crate::op::{Binary, Op, RowKind, RowTable, Target, Temperature, Unary};
+use crate::op::{Binary, Op, Unary};
+use crate::row::{RowKind, RowTable, Target, Temperature};
 use std::fmt::{self, Display, Formatter, Write};
 
 impl Op {
