@@ -12,7 +12,7 @@ use spec::Section;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
-use train::recipe::Recipe;
+use train::recipe::{Recipe, TeacherSection};
 use train::recipe_parse::Loaded;
 use train::{Exit, RunOptions, Session, Verbosity};
 
@@ -94,13 +94,8 @@ fn finish(args: &Args, job: &Job, seed: u64) -> Result<Run, Box<dyn Error>> {
     if let Ok(text) = std::fs::read_to_string(&done) {
         return Ok(serde_json::from_str(&text)?);
     }
-    let mut edits = job.edits.clone();
-    edits.push(format!("train.seed={seed}"));
-    let loaded = load(args, &job.recipe, &edits)?;
-    let teachers: Vec<String> = loaded.recipe.teacher.iter().map(|t| t.name.clone()).collect();
-    for (i, name) in teachers.iter().enumerate() {
-        edits.push(format!("teacher.{i}.weights={:?}", std::path::absolute(teacher(args, name)?)?));
-    }
+    let mut edits = taught(args, &job.recipe)?;
+    edits.extend(job.edits.iter().cloned().chain([format!("train.seed={seed}")]));
     let run = train(args, (job, seed), &edits, &folder)?;
     std::fs::write(&done, serde_json::to_string(&run)?)?;
     Ok(run)
@@ -114,27 +109,35 @@ fn load(args: &Args, recipe: &str, edits: &[String]) -> Result<Loaded, Box<dyn E
     Ok(loaded)
 }
 
-fn train(args: &Args, (job, seed): (&Job, u64), edits: &[String], folder: &Path) -> Result<Run, Box<dyn Error>> {
-    let loaded = load(args, &job.recipe, edits)?;
-    let epochs = loaded.recipe.train.epochs;
-    let options = RunOptions {
-        run_dir: Some(folder.to_path_buf()),
-        verbosity: Verbosity::Quiet,
-        threads: args.threads,
-        ..RunOptions::default()
+/// Edits that give the recipe's teachers their weights.
+fn taught(args: &Args, recipe: &str) -> Result<Vec<String>, Box<dyn Error>> {
+    let teachers = load(args, recipe, &[])?.recipe.teacher.into_iter().enumerate();
+    let weights = |(i, section): (usize, TeacherSection)| {
+        Ok(format!("teacher.{i}.weights={:?}", std::path::absolute(teacher(args, &section.name)?)?))
     };
-    let session = Session::open(loaded, options)?;
+    teachers.map(weights).collect()
+}
+
+/// A run that can start, and the multiply-adds of a step's body per unit, times two.
+fn open(args: &Args, recipe: &str, edits: &[String], folder: &Path) -> Result<(Session, f64), Box<dyn Error>> {
+    let run_dir = Some(folder.to_path_buf());
+    let options = RunOptions { run_dir, verbosity: Verbosity::Quiet, threads: args.threads, ..RunOptions::default() };
+    let session = Session::open(load(args, recipe, edits)?, options)?;
     let plan = session.plan()?;
     let body = plan.graph.nodes.iter().filter(|n| n.place.section == Section::Body);
     let flops: u64 = body.map(|n| plan::cost(&plan.graph, n).flops).sum();
-    eprintln!("{} seed {seed}", job.row);
+    Ok((session, flops as f64 / plan.graph.units[0] as f64))
+}
+
+fn train(args: &Args, (job, seed): (&Job, u64), edits: &[String], folder: &Path) -> Result<Run, Box<dyn Error>> {
+    let (session, flops_per_unit) = open(args, &job.recipe, edits, folder)?;
+    let (method, epochs) = (job.row.clone(), session.recipe.train.epochs);
+    eprintln!("{method} seed {seed}");
     let outcome = session.train()?;
     let (Exit::Done, Some(last), Some(best)) = (outcome.exit, outcome.last, outcome.best) else {
-        return Err(format!("{} seed {seed} was stopped; run this again to go on", job.row).into());
+        return Err(format!("{method} seed {seed} was stopped; run this again to go on").into());
     };
-    let flops_per_unit = flops as f64 / plan.graph.units[0] as f64;
-    let row = job.row.clone();
-    Ok(Run { method: row, seed, epochs, last: last.top1, best: best.top1, seconds: outcome.seconds, flops_per_unit })
+    Ok(Run { method, seed, epochs, last: last.top1, best: best.top1, seconds: outcome.seconds, flops_per_unit })
 }
 
 /// Weights of a teacher, trained once by the plain recipe.
@@ -156,30 +159,18 @@ const STEPS: [u64; 2] = [5, 25];
 
 /// Seconds of a step, and multiply-adds of it, both per unit.
 fn step_cost(args: &Args, recipe: &str) -> Result<(f64, f64), Box<dyn Error>> {
-    let mut edits = Vec::new();
-    for (i, teacher_section) in load(args, recipe, &[])?.recipe.teacher.iter().enumerate() {
-        edits.push(format!("teacher.{i}.weights={:?}", std::path::absolute(teacher(args, &teacher_section.name)?)?));
-    }
+    let taught = taught(args, recipe)?;
     let mut seconds = [0.0; 2];
-    let mut cost = (0.0, 1.0);
+    let (mut flops, mut units) = (0.0, 1);
     for (steps, seconds) in STEPS.iter().zip(&mut seconds) {
         let folder = args.runs.join("pace");
         let _ = std::fs::remove_dir_all(&folder);
-        let edits: Vec<_> = edits.iter().cloned().chain([format!("train.max_steps={steps}")]).collect();
-        let loaded = load(args, recipe, &edits)?;
-        let options = RunOptions {
-            run_dir: Some(folder),
-            verbosity: Verbosity::Quiet,
-            threads: args.threads,
-            ..RunOptions::default()
-        };
-        let session = Session::open(loaded, options)?;
-        let plan = session.plan()?;
-        let body = plan.graph.nodes.iter().filter(|n| n.place.section == Section::Body);
-        cost = (body.map(|n| plan::cost(&plan.graph, n).flops).sum::<u64>() as f64, plan.graph.units[0] as f64);
+        let edits: Vec<_> = taught.iter().cloned().chain([format!("train.max_steps={steps}")]).collect();
+        let (session, counted) = open(args, recipe, &edits, &folder)?;
+        (flops, units) = (counted, session.recipe.train.global_batch);
         *seconds = session.train()?.seconds;
     }
-    Ok(((seconds[1] - seconds[0]) / (STEPS[1] - STEPS[0]) as f64 / cost.1, cost.0 / cost.1))
+    Ok(((seconds[1] - seconds[0]) / (STEPS[1] - STEPS[0]) as f64 / units as f64, flops))
 }
 
 /// Times methods in pairs with plain training and writes the table.

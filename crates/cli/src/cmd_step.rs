@@ -77,12 +77,6 @@ pub(crate) fn run(args: &StepArgs, terminal: &Terminal) -> Result<Exit, CliError
         return Ok(Exit::Done);
     };
     args.teacher.iter().chain([weights, batch]).try_for_each(|file| refuse_pickle(file))?;
-    if loaded.recipe.teacher.len() != args.teacher.len() {
-        let (wanted, got) = (loaded.recipe.teacher.len(), args.teacher.len());
-        return Err(CliError::Usage(format!(
-            "the recipe names {wanted} teachers, got {got}; give --teacher FILE for each"
-        )));
-    }
     let options = ReplayOptions {
         weights: weights.clone(),
         teachers: args.teacher.clone(),

@@ -11,6 +11,7 @@ use crate::recipe::Recipe;
 use crate::recipe_parse::Loaded;
 use crate::replay_files::{Given, Wanted};
 use crate::schedule::Moment;
+use crate::session::plural;
 use crate::step::{Compile, Model};
 use crate::weights::{published, read_state};
 use comm::Solo;
@@ -66,6 +67,14 @@ pub fn compute(loaded: Loaded, options: &ReplayOptions) -> Result<Tensors, Train
     let given = Given::read(options)?;
     let setting = given.setting(&recipe, offline::setting(&recipe)?)?;
     let model = Model::new(&recipe, setting)?;
+    let (wanted, got) = (recipe.teacher.len(), options.teachers.len());
+    if wanted != got {
+        return Err(TrainError::Setting(format!(
+            "--teacher: the recipe names {wanted} teacher{}, got {got} file{}; give a file for each, in the recipe's order",
+            plural(wanted),
+            plural(got)
+        )));
+    }
     if model.precision == Precision::F64 {
         Replay::<f64>::new(&recipe, model, given)?.run(options)
     } else {
@@ -80,13 +89,13 @@ struct Replay<'a, T> {
     engine: Engine<T>,
     inputs: Vec<(String, HostTensor)>,
     units: [usize; 2],
-    /// Data set indices of the batch, where a method keeps memory.
+    /// Rows of per-sample memory that are the batch's.
     index: Vec<i32>,
 }
 
 impl<'a, T: Real> Replay<'a, T> {
     fn new(recipe: &'a Recipe, model: Model, mut given: Given) -> Result<Replay<'a, T>, TrainError> {
-        let units = given.units(&model)?;
+        let units = given.units(&model);
         let mut compile = Compile::new(recipe, None, None);
         compile.options.keep_outputs = true;
         compile.global_batch = units[0].max(units[1]);
@@ -100,7 +109,7 @@ impl<'a, T: Real> Replay<'a, T> {
         };
         let mut engine = Engine::<T>::new(&model, &compile, &sizes, Box::new(Solo::default()))?;
         engine.initialise(recipe.train.seed);
-        let inputs = given.inputs(&model, engine.plan())?;
+        let inputs = given.inputs(&model, engine.plan());
         let index = inputs.iter().find(|i| i.0 == "index").map(|i| i.1.view::<i32>().map(<[i32]>::to_vec));
         let index = index.transpose()?.unwrap_or_default();
         given.fill_modules(&mut engine);

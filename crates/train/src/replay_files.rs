@@ -5,7 +5,7 @@ use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::replay::ReplayOptions;
 use crate::step::Model;
-use crate::weights::write_state;
+use crate::weights::{published_shape, write_state};
 use cpu::Real;
 use plan::Plan;
 use serde::Serialize;
@@ -13,7 +13,7 @@ use spec::{Graph, Setting, StateKind, StateUse, teacher_module};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tensor::safe::{self, Tensors};
-use tensor::{Dtype, HostTensor, KRSC_TO_KCRS, Shape};
+use tensor::{Dtype, HostTensor, Shape};
 
 /// A tensor that a step wants.
 #[derive(Clone, Debug, Serialize)]
@@ -113,10 +113,6 @@ fn wanted_input(model: &Model, graph: &Graph, input: &spec::BatchInput) -> Vec<W
     vec![tensor(&input.name, dtype, [rows.into_iter().collect(), size(rest)].concat(), note)]
 }
 
-fn published_shape(shape: Shape) -> Shape {
-    if shape.rank() == 4 { Shape::new(&KRSC_TO_KCRS.map(|axis| shape[axis])) } else { shape }
-}
-
 /// What the files hold, and what is wrong with it.
 pub(crate) struct Given {
     weights: (PathBuf, Tensors),
@@ -135,18 +131,17 @@ impl Given {
     /// The recipe's setting with classes, image and samples as the files have them.
     pub(crate) fn setting(&self, recipe: &Recipe, mut setting: Setting) -> Result<Setting, TrainError> {
         let network = recipe.network.build(1).map_err(|e| TrainError::Setting(e.to_string()))?;
-        let rows =
-            |name: &str| self.weights.1.get(&format!("{}.{name}", network.classifier())).map(|t| t.shape().dims()[0]);
-        if let Some(classes) = rows("weight").filter(|classes| rows("bias").is_none_or(|b| b == *classes)) {
+        let rows = |name: &str| self.weights.1.get(&format!("{}.{name}", network.classifier())).map(first_axis);
+        if let Some(classes) = rows("weight").filter(|&n| n > 0 && rows("bias").is_none_or(|bias| bias == n)) {
             setting.classes = classes;
         }
+        // A size of zero is found when the tensor itself is looked at.
         match self.image().map(|t| t.shape().dims().to_vec()).as_deref() {
-            Some(&[_, c, h, w]) => setting.image = [h, w, c],
-            Some(&[_, c]) => setting.image = [1, 1, c],
+            Some(&[_, c, h, w]) if c * h * w > 0 => setting.image = [h, w, c],
+            Some(&[_, c]) if c > 0 => setting.image = [1, 1, c],
             _ => {}
         }
-        let index = self.batch.1.get("index").and_then(ints).unwrap_or_default();
-        setting.samples = index.iter().map(|&i| i.max(0) as usize + 1).max().unwrap_or(1);
+        setting.samples = self.samples().len().max(1);
         Ok(setting)
     }
 
@@ -156,19 +151,30 @@ impl Given {
         named.or_else(|| self.batch.1.iter().find(|(name, _)| name.starts_with("image.")).map(|(_, t)| t))
     }
 
+    /// Different values of `index`, ascending. Memory has a row for each of them alone: a set may be far larger than a batch.
+    fn samples(&self) -> Vec<i32> {
+        let mut samples = self.batch.1.get("index").and_then(ints).unwrap_or_default();
+        samples.sort();
+        samples.dedup();
+        samples
+    }
+
     /// Units of the batch and of the previous one.
-    pub(crate) fn units(&mut self, model: &Model) -> Result<[usize; 2], TrainError> {
-        let rows = |t: &HostTensor| t.shape().dims().first().copied().unwrap_or(0);
+    pub(crate) fn units(&mut self, model: &Model) -> [usize; 2] {
         let views = model.spec.views.len();
         let members = model.spec.rows_per_unit() / views;
-        let images = self.image().map(rows).unwrap_or(members);
+        let images = self.image().map_or(members, first_axis);
         if images == 0 || !images.is_multiple_of(members) {
             self.batch_fault(format!(
                 "image: expected a multiple of {members} rows, one for each image of a unit, got {images}"
             ));
         }
-        let previous = if model.spec.previous { self.batch.1.get("previous.image").map_or(0, rows) } else { 0 };
-        Ok([(images / members).max(1), previous])
+        let previous = if model.spec.previous { self.previous_rows() } else { 0 };
+        [(images / members).max(1), previous]
+    }
+
+    fn previous_rows(&self) -> usize {
+        self.batch.1.get("previous.image").map_or(0, first_axis)
     }
 
     fn batch_fault(&mut self, what: String) {
@@ -176,7 +182,7 @@ impl Given {
     }
 
     /// Every input of the step's body, in its own layout and dtype.
-    pub(crate) fn inputs(&mut self, model: &Model, plan: &Plan) -> Result<Vec<(String, HostTensor)>, TrainError> {
+    pub(crate) fn inputs(&mut self, model: &Model, plan: &Plan) -> Vec<(String, HostTensor)> {
         let mut inputs = Vec::new();
         let mut used = Vec::new();
         for input in &plan.graph.batch {
@@ -186,7 +192,8 @@ impl Given {
                 "label" => self.labels(model, shape, &mut used),
                 name => self.one(name, shape, &mut used),
             };
-            match found.and_then(|t| typed(&t, dtype).map_err(|why| format!("{}: {why}", input.name))) {
+            let typed = found.and_then(|t| typed(&t, dtype).map_err(|why| format!("{}: {why}", input.name)));
+            match typed.and_then(|t| self.in_range(model, &input.name, t)) {
                 Ok(tensor) => inputs.push((input.name.clone(), tensor)),
                 Err(why) => self.batch_fault(why),
             }
@@ -195,7 +202,36 @@ impl Given {
         used.extend(["index", "label"].map(String::from));
         let unused: Vec<_> = self.batch.1.keys().filter(|name| !used.contains(name)).cloned().collect();
         unused.into_iter().for_each(|name| self.batch_fault(format!("{name}: the recipe's step does not want it")));
-        Ok(inputs)
+        inputs
+    }
+
+    /// The integers of an input, if they can be what it stands for; `index` as places in `samples`.
+    fn in_range(&self, model: &Model, name: &str, tensor: HostTensor) -> Result<HostTensor, String> {
+        let Some(values) = (tensor.dtype() == Dtype::I32).then(|| ints(&tensor)).flatten() else { return Ok(tensor) };
+        let below = |n: usize, what: &str| match values.iter().find(|&&v| v >= n as i32) {
+            Some(wrong) => Err(format!("{name}: expected less than {n} ({what}), got {wrong}")),
+            None => Ok(()),
+        };
+        match name {
+            "label" | "previous.label" => below(model.setting.classes, "the classes")?,
+            "index" => {
+                if let Some(wrong) = values.iter().find(|&&v| v < 0) {
+                    return Err(format!("index: expected numbers of samples, at least 0, got {wrong}"));
+                }
+                let samples = self.samples();
+                let places: Vec<i32> = values.iter().map(|v| samples.partition_point(|s| s < v) as i32).collect();
+                return HostTensor::new(tensor.shape(), &places).map_err(|e| e.to_string());
+            }
+            "draw.permutation" => {
+                let mut sorted = values.clone();
+                sorted.sort();
+                if sorted.iter().enumerate().any(|(i, &v)| v != i as i32) {
+                    return Err(format!("{name}: expected each of 0 to {} once, got {values:?}", values.len() - 1));
+                }
+            }
+            _ => {}
+        }
+        Ok(tensor)
     }
 
     fn find(&self, name: &str, used: &mut Vec<String>) -> Result<HostTensor, String> {
@@ -205,9 +241,9 @@ impl Given {
 
     fn one(&self, name: &str, shape: Shape, used: &mut Vec<String>) -> Result<HostTensor, String> {
         let found = self.find(name, used)?;
-        let tensor = if shape.rank() == 4 && found.shape().rank() == 4 { nhwc(&found)? } else { found.clone() };
+        let tensor = if shape.rank() == 4 && found.shape().rank() == 4 { nhwc(name, &found)? } else { found.clone() };
         if tensor.shape() == shape || (shape.elements() == 1 && tensor.shape().elements() == 1) {
-            return reshaped(&tensor, shape);
+            return HostTensor::from_bytes(tensor.dtype(), shape, tensor.bytes()).map_err(|e| format!("{name}: {e}"));
         }
         let wanted = if shape.rank() == 4 { published_image(shape) } else { shape };
         Err(format!("{name}: expected {wanted}, got {}", found.shape()))
@@ -218,20 +254,31 @@ impl Given {
         if views.len() == 1 {
             let name = if self.batch.1.contains_key("feature") { "feature" } else { "image" };
             let found = self.find(name, used)?;
-            let tensor = if found.shape().rank() == 2 { reshaped(&found, shape)? } else { nhwc(&found)? };
-            let fits = tensor.shape() == shape;
-            return if fits {
-                Ok(tensor)
+            let vectors = found.shape().rank() == 2 && found.shape().elements() == shape.elements();
+            let tensor = if vectors {
+                HostTensor::from_bytes(found.dtype(), shape, found.bytes()).map_err(|e| format!("{name}: {e}"))?
             } else {
-                Err(format!("{name}: expected {}, got {}", published_image(shape), found.shape()))
+                nhwc(name, &found)?
             };
+            let fits = tensor.shape() == shape;
+            let wrong = || format!("{name}: expected {}, got {}", published_image(shape), found.shape());
+            return if fits { Ok(tensor) } else { Err(wrong()) };
         }
         let mut values = Vec::with_capacity(shape.elements());
         for view in views {
-            let found = self.find(&format!("image.{}", view.name), used)?;
-            values.extend(nhwc(&found)?.to_f64().map_err(|e| e.to_string())?);
+            let name = format!("image.{}", view.name);
+            let found = nhwc(&name, &self.find(&name, used)?)?;
+            let one = Shape::new(&[shape[0] / views.len(), shape[1], shape[2], shape[3]]);
+            if found.shape() != one {
+                return Err(format!(
+                    "{name}: expected {}, got {}",
+                    published_image(one),
+                    published_image(found.shape())
+                ));
+            }
+            values.extend(found.to_f64().map_err(|e| format!("{name}: {e}"))?);
         }
-        HostTensor::new(shape, &values).map_err(|e| format!("image: the views differ in size: {e}"))
+        HostTensor::new(shape, &values).map_err(|e| e.to_string())
     }
 
     /// Labels of all rows; one per unit serves for all images of the unit.
@@ -248,9 +295,6 @@ impl Given {
         } else {
             return Err(format!("label: expected {rows} values, or {units} (one per unit), got {}", labels.len()));
         };
-        if let Some(&wrong) = all.iter().find(|&&l| l >= model.setting.classes as i32) {
-            return Err(format!("label: expected less than {} (the classes), got {wrong}", model.setting.classes));
-        }
         HostTensor::new(shape, &all).map_err(|e| e.to_string())
     }
 
@@ -258,11 +302,10 @@ impl Given {
     pub(crate) fn fill_modules<T: Real>(&mut self, engine: &mut Engine<T>) {
         let mut entries: Vec<_> = engine.states.entries.clone();
         entries.retain(|e| matches!(e.kind, StateKind::Param | StateKind::Buffer));
-        let mut files = vec![(self.weights.0.clone(), self.weights.1.clone(), "student.".to_string())];
-        files.extend(
-            self.teachers.iter().enumerate().map(|(i, (path, t))| (path.clone(), t.clone(), teacher_module(i) + ".")),
-        );
-        for (path, mut tensors, module) in files {
+        let teachers = std::mem::take(&mut self.teachers).into_iter().enumerate();
+        let teachers = teachers.map(|(i, file)| (file, teacher_module(i) + "."));
+        let student = (std::mem::take(&mut self.weights), "student.".to_string());
+        for ((path, mut tensors), module) in std::iter::once(student).chain(teachers) {
             let mut faults = Vec::new();
             let student = module == "student.";
             for entry in &entries {
@@ -297,10 +340,8 @@ impl Given {
                 continue;
             };
             let rows: Vec<usize> = match state.usage {
-                StateUse::PerSample => index.iter().map(|&i| i.max(0) as usize).collect(),
-                StateUse::Rolling => {
-                    (0..self.batch.1.get("previous.image").map_or(0, |t| t.shape().dims()[0])).collect()
-                }
+                StateUse::PerSample => index.iter().map(|&i| i as usize).collect(),
+                StateUse::Rolling => (0..self.previous_rows()).collect(),
             };
             let expected = Shape::new(&[&[rows.len()], &state.row[..]].concat());
             let values = given.to_f64();
@@ -344,15 +385,16 @@ pub(crate) fn published_image(shape: Shape) -> Shape {
     Shape::new(&[shape[0], shape[3], shape[1], shape[2]])
 }
 
-fn nhwc(image: &HostTensor) -> Result<HostTensor, String> {
+fn nhwc(name: &str, image: &HostTensor) -> Result<HostTensor, String> {
     if image.shape().rank() != 4 {
-        return Err(format!("an image has four axes, NCHW, got {}", image.shape()));
+        return Err(format!("{name}: an image has four axes, NCHW, got {}", image.shape()));
     }
-    image.permute4([0, 2, 3, 1]).map_err(|e| e.to_string())
+    image.permute4([0, 2, 3, 1]).map_err(|e| format!("{name}: {e}"))
 }
 
-fn reshaped(tensor: &HostTensor, shape: Shape) -> Result<HostTensor, String> {
-    HostTensor::from_bytes(tensor.dtype(), shape, tensor.bytes()).map_err(|e| e.to_string())
+/// Size of the first axis; 0 for a number.
+fn first_axis(tensor: &HostTensor) -> usize {
+    tensor.shape().dims().first().copied().unwrap_or(0)
 }
 
 /// Integers of any width.

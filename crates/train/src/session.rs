@@ -450,6 +450,6 @@ fn check_batches(recipe: &Recipe, ranks: usize) -> Result<(), TrainError> {
     Ok(())
 }
 
-fn plural(n: usize) -> &'static str {
+pub(crate) fn plural(n: usize) -> &'static str {
     if n == 1 { "" } else { "s" }
 }

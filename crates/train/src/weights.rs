@@ -48,7 +48,8 @@ pub(crate) fn write_state<T: Real>(
     Ok(())
 }
 
-fn published_shape(shape: Shape) -> Shape {
+/// Sizes as files have them: filters are KCRS.
+pub(crate) fn published_shape(shape: Shape) -> Shape {
     if shape.rank() == 4 { Shape::new(&KRSC_TO_KCRS.map(|axis| shape[axis])) } else { shape }
 }
 

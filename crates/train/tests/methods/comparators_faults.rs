@@ -108,3 +108,28 @@ fn draws_of_another_shape_are_refused() {
     let why = golden("cutout").given("draw.box", flat).try_run("f64").unwrap_err().to_string();
     has(&why, &["draw.box", "[4, 4]", "[4]"]);
 }
+
+/// A batch whose numbers stand for nothing, or whose tensors have no axes, is refused; nothing panics and nothing is allocated for it.
+#[test]
+fn batches_that_stand_for_nothing_are_refused() {
+    let with = |name: &str, key: &str, value| {
+        let mut run = golden(name);
+        run.batch.insert(key.to_string(), value);
+        run.try_run("f64").map(drop).map_err(|e| e.to_string())
+    };
+    let why = |name: &str, key: &str, value| with(name, key, value).expect_err(key);
+    has(&why("mixup", "draw.permutation", ints(&[0, 1, 2, 9])), &["batch", "draw.permutation", "0 to 3", "9"]);
+    has(&why("dlb", "previous.label", ints(&[0, 1, 2, 5])), &["previous.label", "less than 5", "got 5"]);
+    has(&why("ps_kd", "index", ints(&[0, 1, 2, -4])), &["index", "at least 0", "got -4"]);
+    has(&why("kd", "image", tensor(&[], &[1.0])), &["image", "NCHW"]);
+    has(&why("kd", "image", tensor(&[4, 3, 0, 8], &[])), &["image", "got"]);
+    has(&why("crld", "image.strong", tensor(&[1, 3, 8, 8], &[0.5; 192])), &["image.strong", "expected", "got"]);
+    has(&why("dlb", "previous.image", tensor(&[], &[1.0])), &["previous.image"]);
+    // Sample numbers of the largest set: memory is made for the batch alone.
+    assert_eq!(with("ps_kd", "index", ints(&[4, 0, 7, i32::MAX])), Ok(()));
+    let mut run = golden("kd");
+    run.weights.insert("fc.weight".into(), tensor(&[], &[1.0]));
+    has(&run.try_run("f64").unwrap_err().to_string(), &["fc.weight", "weights"]);
+    run.teachers.clear();
+    has(&run.try_run("f64").unwrap_err().to_string(), &["--teacher", "1 teacher", "0 files"]);
+}
