@@ -1,6 +1,6 @@
 """Writes every golden, or checks that the files present are what the scripts make.
 
-    python make.py [ops|losses|nets|steps|views|methods ...]      write
+    python make.py [ops|losses|nets|steps|views|methods|bf16 ...] write
     python make.py --check [...]                    write elsewhere and compare values; exit 1 if they differ
 
 Needs torch, torchvision and Pillow (versions in README.md), numpy and safetensors. Files of a part that the scripts no longer make are named, not deleted.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common import HERE, WRITTEN
 
-PARTS = ("ops", "losses", "nets", "steps", "views", "methods")
+PARTS = ("ops", "losses", "nets", "steps", "views", "methods", "bf16")
 
 
 def differences(made, kept):

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from common import F64, Draw, seed_of
 from make_losses import ce, ce_soft, deviation_temperature, kl, one_minus_pearson, smoothed_target
-from make_methods import Case, build, modules, teacher
+from make_methods import Case, build, modules, size, teacher
 
 import make_losses
 import nets  # benches/peers/nets.py, on the path by way of common
 
-SIDE, CLASSES = 8, 5
+CLASSES = 5
 SGD = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 WATCH = ("conv1.weight", "bn1.weight", "bn1.running_mean", "bn1.running_var", "layer2.0.downsample.0.weight", "layer3.0.bn2.weight",
          "layer3.0.bn2.bias", "layer3.0.bn2.running_mean", "layer3.0.bn2.running_var", "fc.weight", "fc.bias")
@@ -27,8 +27,8 @@ class Run:
         self.name, self.draw = name, Draw(seed_of(f"methods/{name}"))
         self.student, self.taught_by = build("resnet8", CLASSES), taught_by
         self.teacher = taught_by and teacher(taught_by, CLASSES)
-        self.image = self.draw.normal(images, 3, SIDE, SIDE)
-        self.label = self.draw.ints(CLASSES, units or images)
+        self.image = size.images("image", lambda: self.draw.normal(images, 3, size.side, size.side))
+        self.label = self.draw.ints(CLASSES, units or size.of(images))
         self.batch = {"image": self.image, "label": self.label}
 
     def taught(self):
@@ -163,12 +163,13 @@ def tf_kd_reg(out):
 
 def cs_kd(out):
     """Anchors, then partners in a forward of their own: running statistics move twice a step."""
-    r = Run("cs_kd", images=6, units=3)
+    n = size.of(6) // 2
+    r = Run("cs_kd", images=2 * n, units=n)
 
     def losses():
-        anchor = r.student(r.image[:3])
+        anchor = r.student(r.image[:n])
         with torch.no_grad():
-            partner = r.student(r.image[3:])
+            partner = r.student(r.image[n:])
         terms = {"ce": (1.0, ce(anchor, r.label)), "kd": (2.0, kl(partner, anchor, 4.0))}
         return terms, {"logits": torch.cat([anchor, partner])}
 
@@ -178,8 +179,8 @@ def cs_kd(out):
 def ps_kd(out, name, epoch):
     """Of 40 epochs. Epoch 0 is cross-entropy whatever the memory holds; later the second step reads what the first wrote."""
     r = Run(name)
-    memory = F.softmax(2 * r.draw.normal(4, CLASSES), 1)
-    r.batch |= {"index": torch.tensor([4, 0, 7, 2], dtype=torch.int32), "memory": memory}
+    memory = F.softmax(2 * r.draw.normal(len(r.image), CLASSES), 1)
+    r.batch |= {"index": torch.tensor(size.order([4, 0, 7, 2]), dtype=torch.int32), "memory": memory}
     alpha = 0.7 * (epoch + 1) / 40 if epoch > 0 else 0.0
 
     held = {"memory": memory}
@@ -203,7 +204,8 @@ def dlb(out, name, previous):
     """This batch first, then the last one by itself; the stored logits carry no gradient."""
     r = Run(name)
     if previous:
-        r.batch |= {"previous.image": r.draw.normal(previous, 3, SIDE, SIDE), "previous.label": r.draw.ints(CLASSES, previous),
+        image = size.images("previous.image", lambda: r.draw.normal(previous, 3, size.side, size.side))
+        r.batch |= {"previous.image": image, "previous.label": r.draw.ints(CLASSES, previous),
                     "previous.logits": 2 * r.draw.normal(previous, CLASSES)}
 
     held = {"previous.logits": r.batch["previous.logits"].clone()} if previous else {}
@@ -273,9 +275,9 @@ def byot(out):
 
 
 def mixed_images(out):
-    """λ 0.3; and a box of rows 1 to 4, columns 5 to 7: 12 of 64 pixels come from the other image."""
-    other, (top, left, bottom, right) = [2, 0, 1, 3], (1, 5, 5, 8)
-    for name, lam in (("mixup", 0.3), ("cutmix", 1 - 12 / 64)):
+    """λ 0.3; and a box of rows 1 to 4, columns 5 to 7: 12 pixels come from the other image."""
+    other, (top, left, bottom, right) = size.order([2, 0, 1, 3]), (1, 5, 5, 8)
+    for name, lam in (("mixup", 0.3), ("cutmix", 1 - 12 / size.side**2)):
         r = Run(name)
         r.batch |= {"draw.permutation": torch.tensor(other, dtype=torch.int32), "draw.lambda": torch.tensor(lam, dtype=F64)}
         if name == "mixup":
@@ -293,7 +295,7 @@ def mixed_images(out):
 
 
 def painted_images(out):
-    boxes = [[0, 0, 3, 4], [5, 2, 8, 8], [0, 0, 0, 0], [2, 7, 6, 8]]
+    boxes = [[0, 0, 3, 4], [5, 2, 8, 8], [0, 0, 0, 0], [2, 7, 6, 8]] * (size.of(4) // 4)
     for settings, fill in (({"name": "cutout", "side": 4}, (0.0, 0.0, 0.0)), ({"name": "erasing"}, (0.5071, 0.4867, 0.4408))):
         r = Run(settings["name"])
         r.batch["draw.box"] = torch.tensor(boxes, dtype=torch.int32)

@@ -7,19 +7,81 @@ methods' papers and differentiated by autograd; the optimizer is torch.optim.SGD
 import json
 import math
 
+import numpy as np
 import torch
 from torch import nn
 
-from common import F64, save, seed_of, set_weights
+from common import F64, fnv1a, save, seed_of, set_weights
 
 import nets  # benches/peers/nets.py, on the path by way of common
 
 SGD = {"lr": 0.05, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4}
 
 
+class Size:
+    """How large the cases are that are made now. Small: `part` methods, a few seeded 8 x 8 images, stored. make_bf16.py makes large ones:
+    `rows` images and all weights by the formulas of README.md's section bf16, and none of them stored. `salt` is hashed before an image's name."""
+
+    part, side, rows, salt = "methods", 8, None, ""
+
+    def of(self, small):
+        """Rows of a case that has so many when small."""
+        return self.rows or small
+
+    def order(self, small):
+        """An order of the rows."""
+        return [(5 * i + 3) % self.rows for i in range(self.rows)] if self.rows else list(small)
+
+    def images(self, name, small):
+        """Images [rows, 3, side, side] called `name`; `small` makes them when small."""
+        if not self.rows:
+            return small()
+
+        def part(kind, cell):
+            cells = bits(f"{self.salt}{name}.{kind}", 7, (self.rows, 3, self.side // cell, self.side // cell)) - 64
+            return cells.repeat_interleave(cell, 2).repeat_interleave(cell, 3)
+
+        return (part("level", self.side) + part("cell", 4) + part("pixel", 1)) / 64
+
+    def fill(self, net, prefix=""):
+        return (set_mixed_weights if self.rows else set_weights)(net, prefix)
+
+
+size = Size()
+
+
+def bits(name, count, shape):
+    """The upper `count` bits of the mixed element index, in float64."""
+    h = (np.arange(math.prod(shape), dtype=np.uint64) + np.uint64(fnv1a(name))).astype(np.uint32)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)
+    h ^= h >> np.uint32(16)
+    return torch.from_numpy((h >> np.uint32(32 - count)).astype(np.float64)).reshape(shape)
+
+
+def set_mixed_weights(net, prefix):
+    """Weights that depend on each other in no way: those of `wave` span two dimensions, and sums of them cancel."""
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            u = (bits(prefix + name, 16, value.shape) - 32767.5) / 32768
+            field = name.rsplit(".", 1)[1]
+            if field == "num_batches_tracked":
+                continue
+            if field == "running_var":
+                u = 1 + 0.5 * u * u
+            elif field == "running_mean" or field == "bias":
+                u = 0.1 * u
+            elif value.dim() == 1:
+                u = 1 + 0.1 * u
+            else:
+                u = math.sqrt((6.0 if value.dim() == 4 else 1.0) / value[0].numel()) * u
+            value.copy_(u)
+    return net
+
+
 def build(name, classes, prefix=""):
     """A network in training mode, filled by formula; `prefix` is `teacher.` for the first teacher."""
-    return set_weights(nets.build(name, classes).to(F64), prefix).train()
+    return size.fill(nets.build(name, classes).to(F64), prefix).train()
 
 
 def teacher(name, classes, number=1, training=False):
@@ -34,7 +96,7 @@ def prefix_of(number):
 
 def modules(**parts):
     """A method's modules by name, filled by formula; their parameters are called `method.NAME...`."""
-    return set_weights(nn.ModuleDict(parts).to(F64), "method.").train()
+    return size.fill(nn.ModuleDict(parts).to(F64), "method.").train()
 
 
 def recipe(method, network, teachers, sgd, epochs):
@@ -165,7 +227,7 @@ class Case:
                 made |= values
         for hook in hooks:
             hook.remove()
-        return made | {f"after.{k}": v.detach().clone() for k, v in self.watched()}
+        return made if size.rows else made | {f"after.{k}": v.detach().clone() for k, v in self.watched()}
 
     def limits(self, phases, begin, made):
         """Tolerances of coarser arithmetic: `amplified` times what rounding after every layer does, in f32 to anything, in bf16 to loss and
@@ -176,6 +238,14 @@ class Case:
 
         shown = [k for k in made if k == "loss" or k.startswith(("logits", "teacher.logits"))]
         return {"f32": least_above(self.amplified["f32"] * worst(24, made)), "bf16": least_above(self.amplified["bf16"] * worst(8, shown))}
+
+    def bf16(self, phases, begin, made):
+        """How far losses and logits move when every layer's output is rounded to bf16. Sixteen times the rounding of f32 turns no ReLU."""
+        fine = self.take(phases, begin, 20)
+        turned = max(distance(fine[k], v) for k, v in made.items() if k.startswith("grad"))
+        assert turned < 3e-4, f"{self.name}: a ReLU is near its kink, gradients move by {turned:.0e}: another salt"
+        coarse = self.take(phases, begin, 8)
+        return {k: float(f"{distance(coarse[k], v):.1e}") for k, v in made.items() if "loss" in k or k.startswith(("logits", "teacher.logits"))}
 
     @staticmethod
     def trained(phase, value):
@@ -190,14 +260,20 @@ class Case:
                 "teachers": [shapes(net.state_dict()) for _, net in self.teachers], "steps": self.steps, "epoch": self.epoch}
         begin = {k: v.detach().clone() for k, v in self.named().items()}
         made = self.take(phases, begin)
-        attr["limits"] = self.limits(phases, begin, made)
-        tensors = {f"in.{k}": v for k, v in self.batch.items()} | {f"out.{k}": v for k, v in made.items()}
-        if self.ten:  # steps on the same batch, what is drawn and what the epoch weighs held fast
+        given = self.batch
+        if size.rows:
+            attr |= {"rounded": self.bf16(phases, begin, made), "images": {k: list(v.shape) for k, v in given.items() if "image" in k},
+                     "salt": size.salt}
+            given = {k: v for k, v in given.items() if k not in attr["images"]}
+        else:
+            attr["limits"] = self.limits(phases, begin, made)
+        tensors = {f"in.{k}": v for k, v in given.items()} | {f"out.{k}": v for k, v in made.items()}
+        if self.ten and not size.rows:  # steps on the same batch, what is drawn and what the epoch weighs held fast
             self.restart(begin)
             tensors["ten.loss"] = torch.stack([self.step(phases, False)["loss"] for _ in range(10)])
         sources = [__file__, nets.__file__, *scripts]
-        print(f"{self.name}: loss {float(made['loss']):.6f}, limits {attr['limits']}")
-        save(out, f"methods/{self.name}", tensors, attr, self.tolerance, seed_of(self.name), sources)
+        print(f"{self.name}: loss {float(made['loss']):.6f}, {attr.get('limits') or attr['rounded']}")
+        save(out, f"{size.part}/{self.name}", tensors, attr, self.tolerance, seed_of(self.name), sources)
 
 
 def main(out):

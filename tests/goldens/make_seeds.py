@@ -6,12 +6,12 @@ from torch.nn import functional as F
 
 from common import F64, Draw, seed_of, set_weights
 from make_losses import ce, ce_soft, deviation_temperature, dkd_rows, gce_pair, ips, kl, kl_rows
-from make_methods import Case, Phase, build, modules, prefix_of, teacher
+from make_methods import Case, Phase, build, modules, prefix_of, size, teacher
 
 import make_losses
 import nets
 
-CLASSES, SIDE = 5, 8
+CLASSES = 5
 RESNET = ["conv1.weight", "bn1.running_mean", "bn1.running_var", "layer2.0.downsample.0.weight", "layer3.0.bn2.weight",
           "layer3.0.bn2.bias", "layer3.0.bn2.running_mean", "layer3.0.bn2.running_var", "fc.weight", "fc.bias"]
 SCRIPTS = [__file__, make_losses.__file__]
@@ -20,15 +20,20 @@ SCRIPTS = [__file__, make_losses.__file__]
 def batch_of(name, rows=4, labels=None, views=("",)):
     """Normalised images per view and a label per unit."""
     d = Draw(seed_of(name))
-    images = {"image" + (v and f".{v}"): d.normal(rows, 3, SIDE, SIDE) for v in views}
-    return images | {"label": d.ints(CLASSES, labels or rows)}, d
+    names = ["image" + (v and f".{v}") for v in views]
+    images = {k: size.images(k, lambda: d.normal(rows, 3, size.side, size.side)) for k in names}
+    return images | {"label": d.ints(CLASSES, labels or size.of(rows))}, d
 
 
 def large_batch_of(name, rows=4):
     """Smooth images of 16 x 16: features are deeper than elsewhere, and less of them is rounding."""
     d = Draw(seed_of(name))
-    coarse = F.interpolate(d.normal(rows, 3, SIDE // 2, SIDE // 2), scale_factor=4, mode="bilinear")
-    return {"image": coarse + 0.3 * d.normal(rows, 3, 2 * SIDE, 2 * SIDE), "label": d.ints(CLASSES, rows)}
+
+    def smooth():
+        coarse = F.interpolate(d.normal(rows, 3, 4, 4), scale_factor=4, mode="bilinear")
+        return coarse + 0.3 * d.normal(rows, 3, 16, 16)
+
+    return {"image": size.images("image", smooth), "label": d.ints(CLASSES, size.of(rows))}
 
 
 def taps_of(net, image):
@@ -47,13 +52,13 @@ def top1(logits, label):
 def exchange(image, mask, m):
     """Cell (r // m) columns + c // m of a pair changes places where its bit is set; the last row and column may be narrower."""
     a, b = image.chunk(2)
-    side = torch.arange(SIDE) // m
-    pick = mask.bool()[:, side.view(-1, 1) * (-(-SIDE // m)) + side].unsqueeze(1)
+    side = torch.arange(size.side) // m
+    pick = mask.bool()[:, side.view(-1, 1) * (-(-size.side // m)) + side].unsqueeze(1)
     return torch.cat([torch.where(pick, b, a), torch.where(pick, a, b)])
 
 
 def patch_swap(out, name, m=2, epoch=0, ramp=None, **settings):
-    n, cells = 3, (-(-SIDE // m)) ** 2
+    n, cells = size.of(6) // 2, (-(-size.side // m)) ** 2
     batch, d = batch_of(name, 2 * n, n)
     batch["draw.swap_mask"] = d.ints(2, n, cells, dtype=torch.uint8)
     net = build("resnet8", CLASSES)
@@ -133,8 +138,8 @@ MIXSKD_WATCH = [k for k in RESNET if k != "layer2.0.downsample.0.weight"] + [
 def mixskd(out, name, lam=0.3, permutation=(2, 0, 1, 3), steps=2, **settings):
     """Steps 1 to 6 and all terms of the chapter, the self-teacher on whole maps."""
     batch, _ = batch_of(name)
-    n = len(permutation)
-    pi = torch.tensor(permutation)
+    pi = torch.tensor(size.order(permutation))
+    n = len(pi)
     batch |= {"draw.permutation": pi.to(torch.int32), "draw.lambda": torch.tensor(lam, dtype=F64)}
     net, parts = build("resnet8", CLASSES), mixskd_modules()
     discriminators = settings.get("discriminators", "frozen")
@@ -289,9 +294,9 @@ def atsc(out, name, student="resnet8", teachers=("resnet14",), sgd=None, steps=3
                 terms[numbered("anchor", i)] = (w, r)
             terms[numbered("kd", i)] = (d, kl(their_logits, own, temperature))
             shared.append(F.linear(a.mean((2, 3)), head(t).weight, head(t).bias))
-            size = (their_maps[-1] ** 2).mean()
-            outputs |= {numbered("teacher.logits", i): their_logits, numbered("monitor.feature_rms", i): size.sqrt(),
-                        numbered("monitor.relative_mse", i): F.mse_loss(a, g) / size,
+            square = (their_maps[-1] ** 2).mean()
+            outputs |= {numbered("teacher.logits", i): their_logits, numbered("monitor.feature_rms", i): square.sqrt(),
+                        numbered("monitor.relative_mse", i): F.mse_loss(a, g) / square,
                         numbered("monitor.teacher_top1", i): top1(their_logits, y)["monitor.top1"]}
         terms["ce"] = (c, ce(own, y))
         together = sum(shared) / len(shared)
@@ -366,8 +371,9 @@ def rows_between(t, z, label, settings):
 
 
 def between(confidence):
-    """A threshold that keeps some images and not others, as far as can be from every confidence."""
+    """A threshold that keeps some images and not others (of many, a sixth at least), as far as can be from every confidence."""
     found = confidence.sort().values
+    found = found[len(found) // 6:len(found) - len(found) // 6]
     i = (found[1:] - found[:-1]).argmax()
     assert found[i + 1] - found[i] > 0.02
     return round(float(found[i] + found[i + 1]) / 2, 3)

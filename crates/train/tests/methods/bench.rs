@@ -105,7 +105,7 @@ impl Network for Strided {
 
 /// A compiled step in f64.
 pub(crate) struct Bench {
-    pub(crate) engine: Engine<f64>,
+    pub(crate) engine: Engine<cpu::Executor<f64>>,
 }
 
 /// What a `Bench` consists of.
@@ -130,10 +130,11 @@ impl Bench {
         let options = Options { fusion, optimizer, storage, bucket_bytes: 1 << 20, keep_outputs: true };
         let compile = Compile { options, global_batch: units, train_input: None, eval_input: None };
         let (full, others) = ([units, 0], vec![]);
-        let sizes = Sizes { full, others, leaves: 1, eval_batch: units, threads: 1, reproducible: true };
-        let mut engine = Engine::new(&model, &compile, &sizes, Box::new(Solo::default())).unwrap();
-        engine.initialise(0);
-        engine.loaded();
+        let sizes = Sizes { full, others, leaves: 1, eval_batch: units, reproducible: true };
+        let mut engine =
+            Engine::new(&model, &compile, &sizes, cpu::Executor::new(1).unwrap(), Box::new(Solo::default())).unwrap();
+        engine.initialise(0).unwrap();
+        engine.loaded().unwrap();
         Bench { engine }
     }
 
@@ -152,7 +153,7 @@ impl Bench {
         }
         let state = self.engine.executor.state_mut(entry.offset, values.len());
         state.copy_from_slice(&tensor.to_f64().unwrap());
-        self.engine.loaded();
+        self.engine.loaded().unwrap();
     }
 
     pub(crate) fn state(&self, name: &str) -> Vec<f64> {

@@ -328,15 +328,16 @@ fn evaluated(section: &str) -> (Vec<f64>, usize) {
     let setting = Setting::new(5, [8, 8, 3], 10, 10);
     let (spec, student) = (method.spec(&setting).unwrap(), NetworkSpec::new("resnet8").build(5).unwrap());
     let model = Model { method, spec, setting, student, teachers: vec![], precision: Precision::F32 };
-    let sizes = Sizes { full: [4, 0], others: vec![], leaves: 1, eval_batch: 4, threads: 1, reproducible: true };
-    let mut engine = Engine::<f32>::new(&model, &Compile::head(None), &sizes, Box::new(Solo::default())).unwrap();
-    engine.initialise(3);
+    let sizes = Sizes { full: [4, 0], others: vec![], leaves: 1, eval_batch: 4, reproducible: true };
+    let executor = cpu::Executor::<f32>::new(1).unwrap();
+    let mut engine = Engine::new(&model, &Compile::head(None), &sizes, executor, Box::new(Solo::default())).unwrap();
+    engine.initialise(3).unwrap();
     for entry in engine.states.entries.clone() {
         let Some(name) = entry.name.strip_prefix("student.") else { continue };
         let state = engine.executor.state_mut(entry.offset, entry.shape.elements());
         state.iter_mut().zip(wave::weight("", name, entry.shape.dims())).for_each(|(s, w)| *s = w as f32);
     }
-    engine.loaded();
+    engine.loaded().unwrap();
     let image: Vec<f32> = wave::wave("image", 4 * 8 * 8 * 3).into_iter().map(|x| x as f32).collect();
     let image = HostTensor::new(Shape::new(&[4, 8, 8, 3]), &image).unwrap();
     let inputs = [("image".to_string(), image), ("label".to_string(), ints(&[0, 1, 2, 3]))];

@@ -5,6 +5,7 @@
 //! what the step must write.
 
 mod bench;
+mod bf16;
 mod comparators;
 mod comparators_data;
 mod comparators_faults;
@@ -42,9 +43,13 @@ fn check(name: &str, precision: &str, least: f64) {
     }
 }
 
-/// Checks every golden, so that a failure names all that fail.
 fn each(check: impl Fn(&str) + std::panic::RefUnwindSafe) {
-    let names = names("methods");
+    each_of("methods", check);
+}
+
+/// Checks every golden of a folder, so that a failure names all that fail.
+fn each_of(part: &str, check: impl Fn(&str) + std::panic::RefUnwindSafe) {
+    let names = names(part);
     let failed: Vec<_> = names.iter().filter(|name| std::panic::catch_unwind(|| check(name)).is_err()).collect();
     assert!(failed.is_empty(), "{} of {} fail: {failed:?}", failed.len(), names.len());
 }

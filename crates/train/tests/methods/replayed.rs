@@ -73,6 +73,7 @@ impl Replayed {
             teachers,
             batch: write("batch.safetensors", &self.batch),
             out: folder.path().join("out.safetensors"),
+            device: None,
             steps: self.steps,
             epoch: self.epoch,
             warmup: Warmup::Off,
@@ -123,7 +124,7 @@ pub(crate) fn same(a: &Tensors, b: &Tensors, prefix: &str, tolerance: f64) {
 }
 
 /// `teacher.`, `teacher2.`, …: what is hashed before the names of a teacher.
-fn prefix(i: usize) -> String {
+pub(crate) fn prefix(i: usize) -> String {
     if i == 0 { "teacher.".to_string() } else { format!("teacher{}.", i + 1) }
 }
 
