@@ -4,7 +4,7 @@
 //! its own. A mask holds a bit per element, bit i mod 8 of byte i / 8: where y > 0.
 
 use crate::elementwise::{Tile, apply, block_rows, column_sums, for_block_pairs, map, relu, tile};
-use crate::io::{Io, Real};
+use crate::io::{Io, Output, Real};
 use graph::{BnArgs, StatsSource};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -77,7 +77,17 @@ impl Moments {
 
 /// x → mean, biased and unbiased variance [g,c]. A single row has the biased variance twice.
 pub(crate) fn stats<T: Real>(io: &mut Io<'_>, groups: usize) {
-    let (x, c) = (io.real::<T>(0), io.outputs[0].shape[1]);
+    stats_of(io.real::<T>(0), &mut io.outputs, groups);
+}
+
+/// The same of the first output: the others are its statistics.
+pub(crate) fn output_stats<T: Real>(io: &mut Io<'_>, groups: usize) {
+    let (x, stats) = io.outputs.split_at_mut(1);
+    stats_of(&*x[0].real::<T>(), stats, groups);
+}
+
+fn stats_of<T: Real>(x: &[T], outputs: &mut [Output<'_>], groups: usize) {
+    let c = outputs[0].shape[1];
     let layout = Layout::new(x.len(), groups, c);
     let mut moments: Vec<Option<Moments>> = vec![None; groups];
     let fold = |g: usize, part: Moments| match &mut moments[g] {
@@ -89,7 +99,7 @@ pub(crate) fn stats<T: Real>(io: &mut Io<'_>, groups: usize) {
         for channel in 0..c {
             let (mean, m2) = (moments.mean[channel], moments.m2[channel]);
             let values = [mean, m2 / moments.count, m2 / (moments.count - 1.0).max(1.0)];
-            for (output, value) in io.outputs.iter_mut().zip(values) {
+            for (output, value) in outputs.iter_mut().zip(values) {
                 output.real::<T>()[g * c + channel] = T::of(value);
             }
         }

@@ -1,9 +1,9 @@
 //! Runs plans on the CPU: bodies per micro-batch, updates per step, in a thread pool of its own.
 
 use crate::arena::Arenas;
-use crate::io::{Real, Scalars};
+use crate::io::Real;
 use graph::{Section, ValueId};
-use plan::{Arena, Launch, Loc, Plan, StateTable};
+use plan::{Arena, Launch, Loc, NonFinite, Plan, Scalars, StateTable};
 use std::time::{Duration, Instant};
 use tensor::{Dtype, HostTensor};
 use thiserror::Error;
@@ -14,13 +14,6 @@ pub enum CpuError {
     Threads { threads: usize, source: rayon::ThreadPoolBuildError },
     #[error("{name}: expected {expected}, got {got}")]
     Tensor { name: String, expected: String, got: String },
-}
-
-/// A launch whose output is not finite.
-#[derive(Clone, Debug)]
-pub struct NonFinite {
-    pub path: String,
-    pub op: &'static str,
 }
 
 /// Memory and threads of one rank. `T` is f32, or f64 for checks.
@@ -38,6 +31,11 @@ impl<T: Real> Executor<T> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("cpu-{i}")).build();
         let pool = pool.map_err(|source| CpuError::Threads { threads, source })?;
         Ok(Executor { arenas: Arenas::default(), pool, profile: None, real: std::marker::PhantomData })
+    }
+
+    /// Threads that it computes with.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
     }
 
     /// Makes room for a plan and `micro_batches` of carried values.

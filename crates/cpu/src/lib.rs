@@ -30,5 +30,5 @@ mod simd_vector;
 mod simd_winograd;
 mod update;
 
-pub use executor::{CpuError, Executor, NonFinite};
+pub use executor::{CpuError, Executor};
 pub use io::{Real, Scalars};

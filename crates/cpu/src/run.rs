@@ -1,7 +1,7 @@
 //! One function per op: `run` executes an op on the memory of a launch.
 
 use crate::elementwise::map_in_place;
-use crate::io::{Io, Real};
+use crate::io::{Io, Output, Real};
 use crate::{bn, correlation, elementwise, image, linear, neighbours, pool, rank, row_loss, rows, update};
 use graph::Op;
 use tensor::Dtype;
@@ -26,6 +26,11 @@ pub(crate) fn run<T: Real>(op: &Op, io: &mut Io<'_>) {
         Op::Conv(args) => linear::conv::<T>(io, *args, false),
         Op::ConvDgrad { conv, hw: _ } => linear::dgrad::<T>(io, *conv),
         Op::ConvWgrad { conv, kernel: _ } => linear::wgrad::<T>(io, *conv),
+        Op::ConvStats { conv, groups } => {
+            linear::conv::<T>(io, *conv, false);
+            round::<T>(&mut io.outputs[0]);
+            bn::output_stats::<T>(io, *groups);
+        }
         Op::ConvAct { conv, relu } => linear::conv::<T>(io, *conv, *relu),
         Op::Matmul(args) => linear::matmul::<T>(io, *args),
         Op::AddBias => elementwise::add_bias::<T>(io),
@@ -68,7 +73,12 @@ pub(crate) fn run<T: Real>(op: &Op, io: &mut Io<'_>) {
         Op::Assign { state: _ } => update::assign::<T>(io),
         Op::ScatterRows { state: _ } => update::scatter::<T>(io),
     }
-    for output in io.outputs.iter_mut().filter(|o| o.dtype == Dtype::Bf16) {
+    io.outputs.iter_mut().for_each(round::<T>);
+}
+
+/// What a store to bf16 loses.
+fn round<T: Real>(output: &mut Output<'_>) {
+    if output.dtype == Dtype::Bf16 {
         map_in_place(output.real::<T>(), T::round_bf16);
     }
 }

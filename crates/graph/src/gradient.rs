@@ -126,6 +126,7 @@ pub fn gradient(graph: &mut Graph, id: NodeId, flow: &Cotangents, wants: &[bool]
         | Op::MixRowsGrad
         | Op::Unslice { .. }
         | Op::ScatterAddRows { .. } => {}
+        Op::ConvStats { .. } => {}
         Op::ConvWgrad { .. } | Op::ConvAct { .. } | Op::ColumnSum | Op::BnAct { .. } | Op::BnGradSums { .. } => {}
         Op::ConvDgrad { .. }
         | Op::BnGradApply { .. }

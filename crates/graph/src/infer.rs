@@ -65,6 +65,14 @@ pub fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Outputs, Stri
         Op::GatherRows => Ok(vec![(resized(at(0), Axis::Batch, at(1).elements()), dtype(0))]),
         Op::ScatterAddRows { rows } => Ok(vec![(resized(at(0), Axis::Batch, *rows), dtype(0))]),
         Op::Conv(a) => conv(four(dims(0, 4)?), four(dims(1, 4)?), *a).and_then(|s| one(&s, act)),
+        Op::ConvStats { conv: a, groups } => {
+            let y = conv(four(dims(0, 4)?), four(dims(1, 4)?), *a)?;
+            if y[0] % groups != 0 {
+                return Err(format!("{} rows in {groups} groups", y[0]));
+            }
+            let stats = (Shape::new(&[*groups, y[3]]), acc);
+            Ok(vec![(Shape::new(&y), act), stats, stats, stats])
+        }
         Op::ConvAct { conv: a, .. } => conv(four(dims(0, 4)?), four(dims(1, 4)?), *a).and_then(|s| one(&s, act)),
         Op::ConvDgrad { conv: a, hw } => {
             let ([n, p, q, k], [wk, r, s, c]) = (four(dims(0, 4)?), four(dims(1, 4)?));
@@ -169,6 +177,7 @@ fn arity(op: &Op) -> (usize, usize) {
         }
         Op::SquaredError { .. } | Op::SquaredErrorGrad { .. } => (1, 2),
         Op::PatchSwap { .. } | Op::GatherRows | Op::Conv(_) | Op::ConvWgrad { .. } | Op::AddBias => (2, 2),
+        Op::ConvStats { .. } => (2, 2),
         Op::UnaryGrad(_) | Op::Binary(_) | Op::MaxPoolGrad { .. } | Op::Correct { .. } | Op::Accumulate => (2, 2),
         Op::Assign { .. } => (2, 2),
         Op::MixRows | Op::MixRowsGrad | Op::PasteBox | Op::ScatterRows { .. } => (3, 3),

@@ -213,6 +213,11 @@ pub enum Op {
         conv: ConvArgs,
         kernel: [usize; 2],
     },
+    /// Fused: Conv, and BnStats of its output as stored. x, w → y, mean [g,k], biased variance, unbiased variance
+    ConvStats {
+        conv: ConvArgs,
+        groups: usize,
+    },
     /// Fused, for frozen networks: conv, bias, [add], [relu]. x, w, bias, [shortcut] → y
     ConvAct {
         conv: ConvArgs,

@@ -30,6 +30,7 @@ impl Op {
             Op::Conv(_) => "conv_fprop",
             Op::ConvDgrad { .. } => "conv_dgrad",
             Op::ConvWgrad { .. } => "conv_wgrad",
+            Op::ConvStats { .. } => "conv_stats",
             Op::ConvAct { .. } => "conv_act",
             Op::Matmul(_) => "matmul",
             Op::AddBias => "add_bias",
@@ -98,6 +99,7 @@ impl Display for Op {
             Op::Conv(a)
             | Op::ConvDgrad { conv: a, .. }
             | Op::ConvWgrad { conv: a, .. }
+            | Op::ConvStats { conv: a, .. }
             | Op::ConvAct { conv: a, .. } => {
                 write!(f, "(stride {}, pad {}", a.stride, a.pad)?;
                 if a.groups > 1 {

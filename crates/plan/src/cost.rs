@@ -22,7 +22,7 @@ pub fn cost(graph: &Graph, node: &Node) -> Cost {
         flops: flops(graph, node),
     };
     match &node.op {
-        Op::Conv(a) | Op::ConvAct { conv: a, .. } => {
+        Op::Conv(a) | Op::ConvStats { conv: a, .. } | Op::ConvAct { conv: a, .. } => {
             cost.read -= bytes(&node.inputs[0]) - touched(graph, node.inputs[0], node.inputs[1], *a);
             cost.read -= half_weight(graph, bytes(&node.inputs[1]));
         }
@@ -66,7 +66,7 @@ fn flops(graph: &Graph, node: &Node) -> u64 {
     let elements = |v: graph::ValueId| graph.shape(v).elements() as u64;
     let conv = |y, w| 2 * elements(y) * (elements(w) / graph.shape(w).dims()[0] as u64);
     match &node.op {
-        Op::Conv(_) | Op::ConvAct { .. } => conv(node.outputs[0], node.inputs[1]),
+        Op::Conv(_) | Op::ConvStats { .. } | Op::ConvAct { .. } => conv(node.outputs[0], node.inputs[1]),
         Op::ConvDgrad { .. } => conv(node.inputs[0], node.inputs[1]),
         Op::ConvWgrad { .. } => conv(node.inputs[1], node.outputs[0]),
         Op::Matmul(a) => {

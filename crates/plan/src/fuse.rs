@@ -3,7 +3,7 @@
 //!
 //! In: a graph with updates. Out: the same losses, gradients and commits with fewer nodes; values keep their ids.
 //! Patterns: input (crop, flip, normalise, patch swap), frozen conv+BN(+add)(+ReLU), BN(+add)+ReLU both ways with bit
-//! masks, fork gradients inside dgrad, and all row losses of a phase with their gradients.
+//! masks, batch statistics of a convolution's output, fork gradients inside dgrad, and all row losses of a phase with their gradients.
 
 use crate::step::{Phase, StepGraph};
 use crate::{fuse_bn, fuse_frozen, fuse_rows};
@@ -15,7 +15,7 @@ use std::collections::HashMap;
 pub enum Fusion {
     /// Every op by itself (design a of the roofline count).
     Off,
-    /// All of the above (design b).
+    /// All of the above (design bs).
     Full,
 }
 
@@ -27,7 +27,7 @@ pub fn fuse(step: &StepGraph, fusion: Fusion) -> StepGraph {
     let step = image_swap(&step);
     let step = fuse_frozen::frozen_groups(&step);
     let step = fuse_bn::batch_norms(&step);
-    let step = fork_adds(&step);
+    let step = fork_adds(&fuse_bn::statistics(&step));
     fuse_rows::row_losses(&step)
 }
 

@@ -1,4 +1,5 @@
-//! fuse/bn: BnApply (+ add) (+ ReLU) becomes BnAct, and its backward reads a bit per element instead of the output.
+//! fuse/bn: BnApply (+ add) (+ ReLU) becomes BnAct, and its backward reads a bit per element instead of the output; a convolution
+//! makes the statistics of its own output.
 //!
 //! The values are the same bit for bit. Only a BnApply read by nothing else is fused, so a tap between them stays.
 
@@ -14,6 +15,25 @@ pub(crate) fn batch_norms(step: &StepGraph) -> StepGraph {
             Op::Binary(Binary::Add) => add_group(&mut rewrite, id),
             _ => {}
         }
+    }
+    rewrite.finish()
+}
+
+/// The statistics of a convolution's output are made where it is stored.
+pub(crate) fn statistics(step: &StepGraph) -> StepGraph {
+    let mut rewrite = Rewrite::new(step);
+    for (id, node) in step.graph.iter() {
+        let Op::BnStats { groups } = node.op else { continue };
+        let Some((at, Node { op: Op::Conv(conv), place, .. })) = rewrite.producer(node.inputs[0]) else { continue };
+        if *place != node.place {
+            continue;
+        }
+        let op = Op::ConvStats { conv: *conv, groups };
+        if let Some(fused) = &mut rewrite.nodes[at.0 as usize] {
+            fused.op = op;
+            fused.outputs.extend(&node.outputs);
+        }
+        rewrite.drop_node(id);
     }
     rewrite.finish()
 }

@@ -16,6 +16,7 @@ mod optimize;
 mod order;
 mod place;
 mod print;
+mod scalars;
 mod step;
 
 pub use bucket::{Bucket, ReduceLayout, bucket};
@@ -28,6 +29,7 @@ pub use optimize::{OptimizerArgs, optimize};
 pub use order::order;
 pub use place::{Arena, Layout, Loc, Placement, StateEntry, StateTable, Storage, place};
 pub use print::summary;
+pub use scalars::{NonFinite, Scalars};
 pub use step::{Grad, Phase, StepGraph, StepSource};
 
 use graph::GraphError;

