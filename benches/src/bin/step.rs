@@ -47,7 +47,7 @@ const CLASSES: usize = 100;
 const WINDOW: Duration = Duration::from_millis(1500);
 
 struct Ours {
-    engine: Engine<f32>,
+    engine: Engine<cpu::Executor<f32>>,
     micro: [Micro; 1],
     units: [[usize; 2]; 1],
     slots: HashMap<String, f64>,
@@ -65,18 +65,12 @@ impl Ours {
         let options = Options { fusion, optimizer, storage, bucket_bytes: 25 << 20, keep_outputs: false };
         let compile = Compile { options, global_batch: args.batch, train_input: None, eval_input: None };
         let units = [[args.batch, 0]];
-        let sizes = Sizes {
-            full: units[0],
-            others: vec![],
-            leaves: 1,
-            eval_batch: 1,
-            threads: args.threads,
-            reproducible: false,
-        };
-        let mut engine =
-            Engine::new(&model, &compile, &sizes, Box::new(comm::Solo::default())).unwrap_or_else(|e| panic!("{e}"));
-        engine.initialise(1);
-        engine.loaded();
+        let sizes = Sizes { full: units[0], others: vec![], leaves: 1, eval_batch: 1, reproducible: false };
+        let executor = cpu::Executor::new(args.threads).unwrap_or_else(|e| panic!("{e}"));
+        let mut engine = Engine::new(&model, &compile, &sizes, executor, Box::new(comm::Solo::default()))
+            .unwrap_or_else(|e| panic!("{e}"));
+        let ready = engine.initialise(1).and_then(|()| engine.loaded());
+        ready.unwrap_or_else(|e| panic!("{e}"));
         let pixels: Vec<f32> = (0..args.batch * SIDE * SIDE * 3).map(|i| (i as f32 * 0.37).sin()).collect();
         let labels: Vec<i32> = (0..args.batch).map(|i| (i * 7 % CLASSES) as i32).collect();
         let image = HostTensor::new(Shape::new(&[args.batch, SIDE, SIDE, 3]), &pixels);

@@ -7,7 +7,7 @@ use clap::Args;
 use data::Split;
 use serde_json::json;
 use std::path::PathBuf;
-use train::{Evaluation, Exit, Weights};
+use train::{Device, EvalOptions, Evaluation, Exit, Weights};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,6 +30,9 @@ pub(crate) struct EvalArgs {
     /// The moving average of the run's weights
     #[arg(long)]
     ema: bool,
+    /// What computes: cpu, cuda or cuda:N [default: cpu]
+    #[arg(long)]
+    device: Option<Device>,
     /// Also each class
     #[arg(long)]
     per_class: bool,
@@ -61,7 +64,7 @@ pub(crate) fn run(args: &EvalArgs, terminal: &Terminal) -> Result<Exit, CliError
         Some(split) => split,
         None => loaded.recipe.eval.split.parse()?,
     };
-    let result = train::evaluate(loaded, weights, args.ema, split)?;
+    let result = train::evaluate(loaded, &EvalOptions { weights, ema: args.ema, split, device: args.device })?;
     terminal.print(if args.json { as_json(&result, split, args.per_class) } else { in_words(&result, split) })?;
     if args.per_class && !args.json {
         for (class, correct, total) in &result.per_class {

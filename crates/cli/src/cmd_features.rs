@@ -6,7 +6,7 @@ use crate::output::Terminal;
 use clap::{Args, ValueEnum};
 use data::Split;
 use std::path::PathBuf;
-use train::{Exit, FeatureOptions, Resize, Weights};
+use train::{Device, Exit, FeatureOptions, Resize, Weights};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,6 +36,9 @@ pub(crate) struct FeaturesArgs {
     /// How images are brought to size
     #[arg(long, value_enum, default_value_t = ResizeArg::Recipe)]
     resize: ResizeArg,
+    /// What computes: cpu, cuda or cuda:N [default: cpu]
+    #[arg(long)]
+    device: Option<Device>,
     #[command(flatten)]
     edits: Edits,
 }
@@ -67,7 +70,8 @@ pub(crate) fn run(args: &FeaturesArgs, terminal: &Terminal) -> Result<Exit, CliE
         ResizeArg::Recipe => Resize::Recipe,
         ResizeArg::Exact => Resize::Exact,
     };
-    let options = FeatureOptions { weights, out: args.out.clone(), train_split: args.train_split, resize };
+    let (out, train_split, device) = (args.out.clone(), args.train_split, args.device);
+    let options = FeatureOptions { weights, out, train_split, resize, device };
     for file in train::extract_features(loaded, &options)? {
         let how = if file.reused { "there already, of the same weights and images: used again" } else { "written" };
         terminal.print(format!("{}: {} features of {} values, {how}", file.path.display(), file.samples, file.size))?;

@@ -6,7 +6,7 @@ use crate::output::{Terminal, percent};
 use clap::Args;
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use train::{Exit, Prediction, Predictor, Weights};
+use train::{Device, Exit, Prediction, Predictor, Weights};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,6 +32,9 @@ pub(crate) struct PredictArgs {
     /// Most likely classes to show
     #[arg(long, value_name = "K", default_value_t = 1)]
     topk: usize,
+    /// What computes: cpu, cuda or cuda:N [default: cpu]
+    #[arg(long)]
+    device: Option<Device>,
     /// A JSON object a line
     #[arg(long)]
     json: bool,
@@ -50,7 +53,7 @@ pub(crate) fn run(args: &PredictArgs, terminal: &Terminal) -> Result<Exit, CliEr
     for path in &args.images {
         collect(path, &mut images)?;
     }
-    let mut predictor = Predictor::open(weights)?;
+    let mut predictor = Predictor::open(weights, args.device)?;
     for chunk in images.chunks(CHUNK) {
         for prediction in predictor.predict(chunk, args.topk.max(1))? {
             terminal.print(if args.json { as_json(&prediction) } else { in_words(&prediction) })?;

@@ -5,7 +5,7 @@ use crate::error::CliError;
 use crate::output::Terminal;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
-use train::{Exit, ReplayOptions, Wanted, WantedTensor, Warmup};
+use train::{Device, Exit, ReplayOptions, Wanted, WantedTensor, Warmup};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -53,18 +53,18 @@ pub(crate) struct StepArgs {
     /// Scale the learning rate by the schedule's warm-up
     #[arg(long)]
     warmup: bool,
-    /// Where to run
-    #[arg(long, value_enum, default_value_t = Device::Cpu)]
-    device: Device,
+    /// What computes: cpu, cuda or cuda:N [default: cpu]
+    #[arg(long)]
+    device: Option<Device>,
     /// Also run in f64 on the CPU, and print how far each result is from that
     #[arg(long, value_enum)]
-    against: Option<Device>,
+    against: Option<Against>,
     #[command(flatten)]
     edits: Edits,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Device {
+enum Against {
     Cpu,
 }
 
@@ -82,6 +82,7 @@ pub(crate) fn run(args: &StepArgs, terminal: &Terminal) -> Result<Exit, CliError
         teachers: args.teacher.clone(),
         batch: batch.clone(),
         out: out.clone(),
+        device: args.device,
         steps: args.steps as usize,
         epoch: args.epoch,
         warmup: if args.warmup { Warmup::AsInRecipe } else { Warmup::Off },
@@ -93,7 +94,7 @@ pub(crate) fn run(args: &StepArgs, terminal: &Terminal) -> Result<Exit, CliError
     }
     if args.against.is_some() {
         let exact = args.edits.load_with(&args.recipe, &["train.precision=\"f64\"".to_string()])?;
-        let exact = train::compute(exact, &options)?;
+        let exact = train::compute(exact, &ReplayOptions { device: Some(Device::Cpu), ..options })?;
         for (name, value) in &results {
             let (got, want) = (
                 value.to_f64().map_err(train::TrainError::from)?,

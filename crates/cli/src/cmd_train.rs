@@ -4,11 +4,11 @@ use crate::args::Edits;
 use crate::error::CliError;
 use crate::output::Terminal;
 use crate::summary;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::str::FromStr;
-use train::{Exit, Resume, RunOptions, Session, Verbosity};
+use train::{Device, Exit, Resume, RunOptions, Session, Verbosity};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,9 +29,9 @@ pub(crate) struct TrainArgs {
     /// Run folder [default: the recipe's output.folder, else runs/ and the name of the recipe]
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
-    /// What computes
-    #[arg(long, value_enum, default_value_t = Device::Cpu)]
-    device: Device,
+    /// What computes: cpu, cuda or cuda:N [default: cpu]
+    #[arg(long)]
+    device: Option<Device>,
     /// Ranks, as threads of this process
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     ranks: usize,
@@ -57,12 +57,6 @@ pub(crate) struct TrainArgs {
     edits: Edits,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Device {
-    Cpu,
-    Cuda,
-}
-
 #[derive(Clone, Debug)]
 struct ResumeArg(Resume);
 
@@ -83,11 +77,8 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 }
 
 pub(crate) fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Exit, CliError> {
-    if args.device == Device::Cuda {
-        let what = "--device cuda is not there yet; the CPU works: --device cpu, the default";
-        return Err(CliError::Unavailable(what.to_string()));
-    }
     let loaded = args.edits.load(&args.recipe)?;
+    Device::choose(args.device, loaded.recipe.train.precision)?;
     loaded.check_ranks(args.ranks)?;
     loaded.check_files()?;
     if args.verbose {
@@ -95,6 +86,7 @@ pub(crate) fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Exit, CliErro
     }
     let options = RunOptions {
         run_dir: args.run.clone(),
+        device: args.device,
         ranks: args.ranks,
         threads: args.threads.unwrap_or(0),
         resume: args.resume.0.clone(),

@@ -16,9 +16,6 @@ pub(crate) enum CliError {
     /// What was asked for makes no sense.
     #[error("{0}")]
     Usage(String),
-    /// What was asked for is not in this build or on this machine.
-    #[error("{0}")]
-    Unavailable(String),
     #[error("cannot write to stdout: {0}")]
     Stdout(io::Error),
 }

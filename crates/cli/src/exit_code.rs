@@ -9,7 +9,6 @@ use train::{Exit, TrainError};
 pub(crate) fn of(error: &CliError) -> Exit {
     match error {
         CliError::Usage(_) => Exit::Usage,
-        CliError::Unavailable(_) => Exit::Preflight,
         CliError::Stdout(e) if e.kind() == ErrorKind::BrokenPipe => Exit::Done,
         CliError::Stdout(_) => Exit::CheckpointIo,
         CliError::Data(e) => of_data(e),
@@ -22,7 +21,9 @@ pub(crate) fn of(error: &CliError) -> Exit {
             TrainError::Checkpoint(CheckpointError::NoSpace { .. }) => Exit::Preflight,
             TrainError::Checkpoint(_) | TrainError::FinalSave(..) | TrainError::Io { .. } => Exit::CheckpointIo,
             TrainError::Comm(_) => Exit::PeerLost,
-            TrainError::Cpu(_) => Exit::Device,
+            TrainError::Device(_) => Exit::Preflight,
+            TrainError::Cuda(e) if e.is_absence() => Exit::Preflight,
+            TrainError::Cpu(_) | TrainError::Cuda(_) => Exit::Device,
             TrainError::Plan(_) | TrainError::Panic { .. } => Exit::Internal,
             TrainError::NonFinite { .. } => Exit::Divergence,
         },

@@ -1,15 +1,15 @@
 //! What is done with weights after training: evaluation, prediction, import and export.
 
 use crate::checkpoint::{Checkpoints, Retention, Snapshot};
+use crate::device::{Device, cores, executor};
 use crate::disk::OsDisk;
 use crate::error::TrainError;
 use crate::evaluate::Evaluation;
+use crate::head::{Head, Values};
 use crate::recipe::Recipe;
 use crate::recipe_parse::Loaded;
-use crate::session::{RunOptions, Session};
+use crate::session::{RunOptions, Session, Start};
 use crate::step::{Compile, Model, image_args};
-use crate::weights::{published, write_state};
-use cpu::{Executor, Scalars};
 use data::{Augment, BatchSpec, ClassLists, Dataset, Epoch, EpochKey, Loader, Meta, OnBad, RawImage, Sampler, Split};
 use nets::{EntryValue, NetworkSpec, state_dict};
 use plan::{Fusion, Plan, StateTable};
@@ -27,21 +27,24 @@ pub enum Weights {
     Run(PathBuf),
 }
 
+/// What is evaluated, and how.
+#[derive(Clone, Debug)]
+pub struct EvalOptions {
+    pub weights: Weights,
+    /// The moving average of a run's weights.
+    pub ema: bool,
+    pub split: Split,
+    /// Default: as for a run.
+    pub device: Option<Device>,
+}
+
 /// Exact counts of weights on a split.
-pub fn evaluate(loaded: Loaded, weights: Weights, ema: bool, split: Split) -> Result<Evaluation, TrainError> {
-    let mut loaded = loaded;
-    loaded.recipe.eval.ema = ema;
-    let session = Session::open(loaded, RunOptions::default())?;
-    match weights {
-        Weights::File(path) => session.evaluate(split, |engine| {
-            crate::weights::load_module(&mut engine.executor, &engine.states, "student.", &path).map(drop)
-        }),
-        Weights::Run(dir) => {
-            let snapshot = newest(&dir)?;
-            session.evaluate(split, |engine| {
-                crate::snapshot::restore(engine, &snapshot.groups).map_err(TrainError::Setting)
-            })
-        }
+pub fn evaluate(mut loaded: Loaded, options: &EvalOptions) -> Result<Evaluation, TrainError> {
+    loaded.recipe.eval.ema = options.ema;
+    let session = Session::open(loaded, RunOptions { device: options.device, ..RunOptions::default() })?;
+    match &options.weights {
+        Weights::File(path) => session.evaluate(options.split, Start::File(path)),
+        Weights::Run(dir) => session.evaluate(options.split, Start::Snapshot(&newest(dir)?)),
     }
 }
 
@@ -56,7 +59,8 @@ pub struct PlanOptions {
 /// The plan of a recipe's full training step. Without its data, as far as the recipe says what they are.
 pub fn plan_of(loaded: Loaded, options: PlanOptions) -> Result<Plan, TrainError> {
     let recipe = loaded.recipe.clone();
-    let (mut model, mut compile, units) = match Session::open(loaded, RunOptions::default()) {
+    let on_cpu = RunOptions { device: Some(Device::Cpu), ..RunOptions::default() };
+    let (mut model, mut compile, units) = match Session::open(loaded, on_cpu) {
         Ok(session) => {
             let units = session.full_units()?;
             (session.model, session.compile, units)
@@ -139,7 +143,8 @@ pub fn import(from: &Path, network: &str, to: &Path) -> Result<String, TrainErro
     let side = facts.side;
     let entries = |channels: usize| -> Result<Vec<nets::Entry>, TrainError> {
         let setting = Setting::new(classes, [side, side, channels], 1, 1);
-        let plan = head_plan(&model_of(&Recipe::for_network(network)?, setting)?, 1, None)?.0;
+        let model = Model::new(&Recipe::for_network(network)?, setting)?;
+        let plan = Compile::head(None).evaluation(&model, 1, &mut StateTable::default())?;
         Ok(state_dict(&plan.graph, "student"))
     };
     let colour = entries(3)?;
@@ -171,17 +176,6 @@ pub fn import(from: &Path, network: &str, to: &Path) -> Result<String, TrainErro
     Ok(format!("{}: {} tensors of {network} with {classes} classes{rest}", to.display(), kept.len()))
 }
 
-fn model_of(recipe: &Recipe, setting: Setting) -> Result<Model, TrainError> {
-    Model::new(recipe, setting)
-}
-
-/// The plan of the evaluation head alone, and its states.
-fn head_plan(model: &Model, batch: usize, input: Option<StepInput>) -> Result<(Plan, StateTable), TrainError> {
-    let mut states = StateTable::default();
-    let plan = Compile::head(input).evaluation(model, batch, &mut states)?;
-    Ok((plan, states))
-}
-
 /// Classes of an image file, most likely first, with their probabilities.
 #[derive(Clone, Debug)]
 pub struct Prediction {
@@ -191,8 +185,7 @@ pub struct Prediction {
 
 /// A trained network that names the classes of image files.
 pub struct Predictor {
-    executor: Executor<f32>,
-    plan: Plan,
+    values: Values,
     classes: Vec<String>,
     image: [usize; 3],
 }
@@ -202,7 +195,7 @@ const BATCH: usize = 16;
 
 impl Predictor {
     /// The newest checkpoint of a run, or a file that `export` wrote.
-    pub fn open(weights: Weights) -> Result<Predictor, TrainError> {
+    pub fn open(weights: Weights, device: Option<Device>) -> Result<Predictor, TrainError> {
         let (tensors, recipe, run, path) = match weights {
             Weights::Run(dir) => {
                 let tensors = newest(&dir)?.groups.remove("model").unwrap_or_default();
@@ -226,20 +219,13 @@ impl Predictor {
         let facts: Facts = serde_json::from_str(&run).map_err(|e| fail(format!("run.json: {e}")))?;
         let [h, w, _] = facts.image;
         let setting = Setting::new(facts.classes.len(), facts.image, 1, 1);
-        let model = model_of(&loaded.recipe, setting)?;
+        let model = Model::new(&loaded.recipe, setting)?;
         let image = image_args([h, w], &facts.mean, &facts.std);
-        let (plan, states) = head_plan(&model, BATCH, Some(StepInput { pixels: [h, w], image }))?;
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let mut executor = Executor::new(threads)?;
-        executor.reserve(&plan, &states, 1);
-        let read = crate::weights::states_read(&plan.graph);
-        for entry in states.entries.iter().filter(|e| read.contains(&e.name)) {
-            let name = published(&entry.name);
-            let tensor = tensors.get(name).ok_or_else(|| fail(format!("{name} is missing")))?;
-            write_state(&mut executor, entry, tensor).map_err(|why| fail(format!("{name}: {why}")))?;
-        }
-        executor.prepare(&plan);
-        Ok(Predictor { executor, plan, classes: facts.classes, image: facts.image })
+        let input = Some(StepInput { pixels: [h, w], image });
+        let head = Head { model: &model, batch: BATCH, input, tensors: &tensors, path: &path };
+        let device = Device::choose(device, model.precision)?;
+        let values = executor(device, model.precision, cores(), head)?;
+        Ok(Predictor { values, classes: facts.classes, image: facts.image })
     }
 
     /// The `topk` most likely classes of each file. An unreadable file is an error that names it.
@@ -258,7 +244,7 @@ impl Predictor {
         let mut predictions = Vec::with_capacity(paths.len());
         for micro in (0..deal.steps()).flat_map(|s| deal.deal(s, 0, 1)) {
             let batch = loader.batch(&epoch, &micro)?;
-            let logits = self.logits(&batch)?;
+            let logits = (self.values)(&crate::inputs::eval_inputs(&batch)?)?;
             for row in 0..micro.units as usize {
                 let path = paths[predictions.len()].clone();
                 let row = &logits[row * self.classes.len()..(row + 1) * self.classes.len()];
@@ -266,15 +252,6 @@ impl Predictor {
             }
         }
         Ok(predictions)
-    }
-
-    fn logits(&mut self, batch: &data::Batch) -> Result<Vec<f64>, TrainError> {
-        for (name, tensor) in crate::inputs::eval_inputs(batch)? {
-            self.executor.set_input(&self.plan, &name, &tensor)?;
-        }
-        let slots = vec![1.0; self.plan.graph.slots.len()];
-        self.executor.body(&self.plan, 0, 0, &Scalars { slots, micro_units: vec![[BATCH, 0]], micro: 0 });
-        Ok(self.executor.read(&self.plan, self.plan.phases[0].losses.outputs[0].1))
     }
 
     fn ranked(&self, logits: &[f64], topk: usize) -> Vec<(String, f32)> {

@@ -1,14 +1,15 @@
 //! One rank's machine: executor, plans and communicator. It runs steps and evaluations and knows no epochs.
 
 use crate::error::TrainError;
+use crate::executor::Executor;
 use crate::init::{copy_states, initialise};
 use crate::step::{Compile, Model};
 use crate::tree::Tree;
 use comm::Communicator;
-use cpu::{Executor, Real, Scalars};
-use plan::{Plan, StateTable};
+use cpu::Real;
+use plan::{Plan, Scalars, StateTable};
 use spec::{Measure, SlotId, ValueId, Weight};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use tensor::HostTensor;
 
 /// A micro-batch as the executor takes it.
@@ -42,10 +43,10 @@ pub struct StepValues {
     pub nonfinite: Option<(String, &'static str)>,
 }
 
-pub struct Engine<T> {
-    pub executor: Executor<T>,
+pub struct Engine<E: Executor> {
+    pub executor: E,
     pub states: StateTable,
-    plans: HashMap<[usize; 2], Plan>,
+    plans: BTreeMap<[usize; 2], Plan>,
     full: [usize; 2],
     pub eval: Option<Plan>,
     prepared: Option<Prepared>,
@@ -69,31 +70,30 @@ pub struct Sizes {
     /// Micro-batches of a global batch.
     pub leaves: usize,
     pub eval_batch: usize,
-    pub threads: usize,
     pub reproducible: bool,
 }
 
-impl<T: Real> Engine<T> {
-    /// Compiles every plan of the run and makes room for them, in the same order on every rank.
+impl<E: Executor> Engine<E> {
+    /// Compiles every plan of the run for the executor and makes room for them, in the same order on every rank.
     pub fn new(
         model: &Model,
         compile: &Compile,
         sizes: &Sizes,
+        mut executor: E,
         comm: Box<dyn Communicator>,
-    ) -> Result<Engine<T>, TrainError> {
+    ) -> Result<Engine<E>, TrainError> {
+        let compile = compile.on(executor.storage());
         let mut states = StateTable::default();
         let full = compile.training(model, sizes.full, &mut states, None)?;
         let layout = full.placement.layout.clone();
-        let mut plans = HashMap::new();
+        let mut plans = BTreeMap::new();
         for &units in &sizes.others {
             plans.insert(units, compile.training(model, units, &mut states, Some(&layout))?);
         }
         plans.insert(sizes.full, full);
         let eval = compile.evaluation(model, sizes.eval_batch, &mut states)?;
-        let mut executor = Executor::new(sizes.threads)?;
-        for plan in plans.values().chain([&eval]) {
-            executor.reserve(plan, &states, sizes.leaves);
-        }
+        let all: Vec<_> = plans.values().chain([&eval]).collect();
+        executor.reserve(&all, &states, sizes.leaves)?;
         let (full, reproducible) = (sizes.full, sizes.reproducible);
         Ok(Engine { executor, states, plans, full, eval: Some(eval), prepared: None, comm, reproducible })
     }
@@ -108,17 +108,17 @@ impl<T: Real> Engine<T> {
     }
 
     /// States from the seed; weights from files come after this, then `loaded`.
-    pub fn initialise(&mut self, seed: u64) {
-        initialise(&mut self.executor, &self.states, seed);
+    pub fn initialise(&mut self, seed: u64) -> Result<(), TrainError> {
+        initialise(&mut self.executor, &self.states, seed)
     }
 
     /// Takes the copies that are defined as they are after loading: anchors and moving averages.
-    pub fn loaded(&mut self) {
-        copy_states(&mut self.executor, &self.states);
+    pub fn loaded(&mut self) -> Result<(), TrainError> {
         self.prepared = None;
+        copy_states(&mut self.executor, &self.states)
     }
 
-    fn prepare(&mut self, wanted: Prepared) {
+    fn prepare(&mut self, wanted: Prepared) -> Result<(), TrainError> {
         // States move between evaluations, so the folded weights of the evaluation are made anew each time.
         if self.prepared != Some(wanted) || wanted == Prepared::Eval {
             let plan = match wanted {
@@ -126,31 +126,20 @@ impl<T: Real> Engine<T> {
                 Prepared::Eval => self.eval.as_ref(),
             };
             if let Some(plan) = plan {
-                self.executor.prepare(plan);
+                self.executor.prepare(plan)?;
             }
             self.prepared = Some(wanted);
         }
+        Ok(())
     }
 
     /// Runs all phases of a step.
     pub fn step(&mut self, step: &StepInputs<'_>) -> Result<StepValues, TrainError> {
         let mut values = StepValues::default();
         for phase in 0..self.plan().phases.len() {
-            let mut tree = Tree::new();
-            for (slot, micro) in step.micros.iter().enumerate() {
-                self.body(phase, slot, micro, step)?;
-                let plan = &self.plans[&self.full];
-                let part = self.executor.reduce_mut(plan, phase);
-                if step.all_units.len() > 1 {
-                    tree.push(micro.leaf, part);
-                }
-            }
-            self.reduce(phase, tree, step)?;
+            self.phase(phase, step)?;
             let plan = &self.plans[&self.full];
-            let scalars = scalars(plan, step, 0);
-            self.executor.update(plan, phase, &scalars);
-            read_values(&self.executor, plan, phase, &scalars, &mut values);
-            let finite = plan.phases[phase].norm.is_none_or(|n| self.executor.read(plan, n[1])[0] == 1.0);
+            let finite = read_values(&self.executor, plan, phase, &scalars(plan, step, 0), &mut values)?;
             if !finite {
                 values.nonfinite = Some(self.first_nonfinite(phase, step)?);
                 break;
@@ -159,57 +148,88 @@ impl<T: Real> Engine<T> {
         Ok(values)
     }
 
-    fn body(&mut self, phase: usize, slot: usize, micro: &Micro, step: &StepInputs<'_>) -> Result<(), TrainError> {
-        self.prepare(Prepared::Train(micro.units));
-        let full = &self.plans[&self.full];
+    /// Bodies, reduction and update of a phase.
+    fn phase(&mut self, phase: usize, step: &StepInputs<'_>) -> Result<(), TrainError> {
+        let leaves = step.all_units.len();
+        match step.micros {
+            [micro] if leaves == 1 && self.comm.world_size() == 1 && micro.units == self.full => {
+                if phase == 0 {
+                    self.feed(micro)?; // inputs stay for the phases after it
+                }
+                let plan = &self.plans[&self.full];
+                return self.executor.phase(plan, phase, &scalars(plan, step, micro.leaf));
+            }
+            _ => {}
+        }
+        let mut tree = Tree::new();
+        for (slot, micro) in step.micros.iter().enumerate() {
+            self.body(phase, slot, micro, step)?;
+            if leaves > 1 {
+                let part = self.executor.take_part(&self.plans[&self.full], phase)?;
+                tree.push(&mut self.executor, micro.leaf, part)?;
+            }
+        }
+        self.reduce(phase, tree, step)?;
+        let plan = &self.plans[&self.full];
+        self.executor.update(plan, phase, &scalars(plan, step, 0))
+    }
+
+    /// Puts a micro-batch where its plan reads it.
+    fn feed(&mut self, micro: &Micro) -> Result<(), TrainError> {
+        self.prepare(Prepared::Train(micro.units))?;
         let Some(plan) = self.plans.get(&micro.units) else {
             return Err(TrainError::Setting(format!("no plan for a micro-batch of {:?} units", micro.units)));
         };
-        for (name, data) in &micro.inputs {
-            self.executor.set_input(plan, name, data)?;
-        }
+        micro.inputs.iter().try_for_each(|(name, data)| self.executor.set_input(plan, name, data))
+    }
+
+    fn body(&mut self, phase: usize, slot: usize, micro: &Micro, step: &StepInputs<'_>) -> Result<(), TrainError> {
+        self.feed(micro)?;
+        let (plan, full) = (&self.plans[&micro.units], &self.plans[&self.full]);
         if plan.reduce.entries.len() != full.reduce.entries.len() {
-            self.executor.reduce_mut(full, phase).fill(T::ZERO);
+            self.executor.clear_reduce(full, phase)?;
         }
-        self.executor.body(plan, phase, slot, &scalars(plan, step, micro.leaf));
-        Ok(())
+        self.executor.body(plan, phase, slot, &scalars(plan, step, micro.leaf))
     }
 
     /// Sums gradients and loss values over micro-batches and ranks, and gathers what bodies hand to the update.
-    fn reduce(&mut self, phase: usize, mut tree: Tree<T>, step: &StepInputs<'_>) -> Result<(), TrainError> {
-        let plan = &self.plans[&self.full];
-        let leaves = step.all_units.len();
+    fn reduce(&mut self, phase: usize, mut tree: Tree<E>, step: &StepInputs<'_>) -> Result<(), TrainError> {
+        let Engine { executor, plans, full, comm, reproducible, .. } = self;
+        let plan = &plans[&*full];
+        let (leaves, len) = (step.all_units.len(), plan.reduce.phases[phase].len());
+        let alone = comm.world_size() == 1;
         if leaves > 1 {
-            let part = self.executor.reduce_mut(plan, phase);
-            let len = part.len();
-            if self.comm.world_size() > 1 {
-                if self.reproducible {
-                    let parts = self.comm.all_gather_varied(&tree.to_bytes())?;
-                    tree = Tree::new();
-                    parts.iter().for_each(|p| tree.absorb(p, len));
-                } else {
-                    let mut own = tree.sum().unwrap_or_else(|| vec![T::ZERO; len]);
-                    all_reduce(self.comm.as_ref(), &mut own)?;
-                    tree = Tree::new();
-                    tree.push(0, &own);
-                }
+            if !alone && *reproducible {
+                let parts = comm.all_gather_varied(&tree.to_bytes(executor)?)?;
+                tree = Tree::new();
+                parts.iter().try_for_each(|p| tree.absorb(executor, p, len))?;
+            } else if !alone {
+                let own = tree.sum(executor)?.map(|sum| executor.part_to_host(&sum)).transpose()?;
+                let mut own = own.unwrap_or_else(|| vec![E::Real::ZERO; len]);
+                all_reduce(comm.as_ref(), &mut own)?;
+                tree = Tree::new();
+                let part = executor.part_from_host(&own)?;
+                tree.push(executor, 0, part)?;
             }
-            if let Some(sum) = tree.sum() {
-                self.executor.reduce_mut(plan, phase).copy_from_slice(&sum);
+            if let Some(sum) = tree.sum(executor)? {
+                executor.put_part(plan, phase, &sum)?;
             }
-        } else if self.comm.world_size() > 1 {
+        } else if !alone {
             // One micro-batch: the rank that ran it hands its sums to the others.
-            let len = self.executor.reduce_mut(plan, phase).len();
-            let own = if step.micros.is_empty() { vec![] } else { self.executor.reduce_mut(plan, phase).to_vec() };
-            let parts = self.comm.all_gather_varied(bytemuck::cast_slice(&own))?;
-            let whole: Vec<T> = bytemuck::pod_collect_to_vec(&parts.concat());
+            let mut own = vec![];
+            if !step.micros.is_empty() {
+                let part = executor.take_part(plan, phase)?;
+                own = executor.part_to_host(&part)?;
+            }
+            let parts = comm.all_gather_varied(bytemuck::cast_slice(&own))?;
+            let whole: Vec<E::Real> = bytemuck::pod_collect_to_vec(&parts.concat());
             debug_assert_eq!(whole.len(), len);
-            self.executor.reduce_mut(plan, phase).copy_from_slice(&whole);
+            let part = executor.part_from_host(&whole)?;
+            executor.put_part(plan, phase, &part)?;
         }
-        if self.comm.world_size() > 1 {
-            let own = self.executor.carry_mut(plan, step.micros.len()).to_vec();
-            let all = self.comm.all_gather_varied(&own)?.concat();
-            self.executor.carry_mut(plan, leaves).copy_from_slice(&all);
+        if !alone {
+            let own = executor.carry_to_host(plan, step.micros.len())?;
+            executor.carry_from_host(plan, &comm.all_gather_varied(&own)?.concat())?;
         }
         Ok(())
     }
@@ -219,11 +239,9 @@ impl<T: Real> Engine<T> {
     fn first_nonfinite(&mut self, phase: usize, step: &StepInputs<'_>) -> Result<(String, &'static str), TrainError> {
         let mut found = None;
         for (slot, micro) in step.micros.iter().enumerate() {
-            let Some(plan) = self.plans.get(&micro.units) else { continue };
-            for (name, data) in &micro.inputs {
-                self.executor.set_input(plan, name, data)?;
-            }
-            found = self.executor.first_nonfinite(plan, phase, slot, &scalars(plan, step, micro.leaf));
+            self.feed(micro)?;
+            let plan = &self.plans[&micro.units];
+            found = self.executor.first_nonfinite(plan, phase, slot, &scalars(plan, step, micro.leaf))?;
             if found.is_some() {
                 break;
             }
@@ -243,7 +261,7 @@ impl<T: Real> Engine<T> {
 
     /// Logits of the evaluation head, and its counts, for one batch.
     pub fn evaluate(&mut self, inputs: &[(String, HostTensor)]) -> Result<EvalValues, TrainError> {
-        self.prepare(Prepared::Eval);
+        self.prepare(Prepared::Eval)?;
         let Some(plan) = &self.eval else { return Err(TrainError::Setting("no evaluation head was compiled".into())) };
         for (name, data) in inputs {
             self.executor.set_input(plan, name, data)?;
@@ -251,16 +269,19 @@ impl<T: Real> Engine<T> {
         let mut scalars =
             Scalars { slots: vec![0.0; plan.graph.slots.len()], micro_units: vec![plan.graph.units], micro: 0 };
         scalars.slots[SlotId::UNITS[0].0 as usize] = 1.0; // sums instead of means
-        self.executor.body(plan, 0, 0, &scalars);
+        self.executor.body(plan, 0, 0, &scalars)?;
         let losses = &plan.phases[0].losses;
-        let read = |value: ValueId| self.executor.read(plan, value);
-        let counts = read(losses.monitors[0].value);
+        let counts = losses.monitors.iter().map(|m| m.value);
+        let values: Vec<_> = [losses.outputs[0].1, losses.terms[0].loss.parts[0].1].into_iter().chain(counts).collect();
+        let mut read = self.executor.read_all(plan, &values)?;
+        let counts = read.split_off(2);
+        let others = losses.monitors[1..].iter().zip(&counts[1..]);
         Ok(EvalValues {
-            loss_sum: read(losses.terms[0].loss.parts[0].1)[0],
-            top1: counts[0] as u64,
-            top5: counts[1] as u64,
-            others: losses.monitors[1..].iter().map(|m| (m.name.clone(), read(m.value)[0] as u64)).collect(),
-            logits: read(losses.outputs[0].1),
+            loss_sum: read[1][0],
+            top1: counts[0][0] as u64,
+            top5: counts[0][1] as u64,
+            others: others.map(|(m, count)| (m.name.clone(), count[0] as u64)).collect(),
+            logits: read.swap_remove(0),
         })
     }
 
@@ -300,14 +321,23 @@ fn scalars(plan: &Plan, step: &StepInputs<'_>, micro: usize) -> Scalars {
     Scalars { slots, micro_units: step.all_units.to_vec(), micro }
 }
 
-/// Reads what a phase reduced.
-fn read_values<T: Real>(executor: &Executor<T>, plan: &Plan, phase: usize, scalars: &Scalars, into: &mut StepValues) {
+/// Reads what a phase reduced; whether all was finite.
+fn read_values<E: Executor>(
+    executor: &E,
+    plan: &Plan,
+    phase: usize,
+    scalars: &Scalars,
+    into: &mut StepValues,
+) -> Result<bool, TrainError> {
     let phase = &plan.phases[phase];
-    let reduced: HashMap<ValueId, ValueId> = phase.reduced.iter().copied().collect();
-    let read = |value: ValueId, at: usize| executor.read(plan, reduced[&value])[at];
+    let wanted: Vec<ValueId> = phase.reduced.iter().map(|r| r.1).chain(phase.norm.into_iter().flatten()).collect();
+    let all = executor.read_all(plan, &wanted)?;
+    let reduced: HashMap<ValueId, &[f64]> =
+        phase.reduced.iter().map(|r| r.0).zip(all.iter().map(Vec::as_slice)).collect();
+    let read = |value: ValueId| reduced[&value][0];
     let weight = |w: Weight| scalars.weight(w);
     for term in &phase.losses.terms {
-        let plain: f64 = term.loss.parts.iter().map(|&(w, v)| weight(w) * read(v, 0)).sum();
+        let plain: f64 = term.loss.parts.iter().map(|&(w, v)| weight(w) * read(v)).sum();
         let weighted = if term.weight.is_zero() { 0.0 } else { weight(term.weight) * plain };
         into.loss += weighted;
         into.terms.push((term.name.clone(), weighted, plain));
@@ -315,17 +345,17 @@ fn read_values<T: Real>(executor: &Executor<T>, plan: &Plan, phase: usize, scala
     for monitor in &phase.losses.monitors {
         let by = scalars.divisor(monitor.divisor).max(1.0);
         let value = match monitor.measure {
-            Measure::Value => read(monitor.value, 0) / by,
-            Measure::Root => (read(monitor.value, 0) / by).sqrt(),
-            Measure::Ratio { to } => read(monitor.value, 0) / read(to, 0),
+            Measure::Value => read(monitor.value) / by,
+            Measure::Root => (read(monitor.value) / by).sqrt(),
+            Measure::Ratio { to } => read(monitor.value) / read(to),
             Measure::MeanMagnitude => {
-                let all = executor.read(plan, reduced[&monitor.value]);
+                let all = reduced[&monitor.value];
                 all.iter().map(|x| x.abs()).sum::<f64>() / (by * all.len() as f64)
             }
         };
         into.monitors.push((monitor.name.clone(), value));
     }
-    if let Some([norm, _]) = phase.norm {
-        into.grad_norm = executor.read(plan, norm)[0].sqrt();
-    }
+    let [norm, finite] = [phase.reduced.len(), phase.reduced.len() + 1].map(|i| all.get(i).map(|v| v[0]));
+    into.grad_norm = norm.map_or(into.grad_norm, f64::sqrt);
+    Ok(finite.is_none_or(|flag| flag == 1.0))
 }

@@ -25,8 +25,13 @@ pub enum TrainError {
     FinalSave(String, String),
     #[error(transparent)]
     Comm(#[from] comm::CommError),
+    /// The device that was asked for cannot be used.
+    #[error("{0}")]
+    Device(String),
     #[error(transparent)]
     Cpu(#[from] cpu::CpuError),
+    #[error(transparent)]
+    Cuda(#[from] cuda::CudaError),
     #[error("a bug of this program: {0}")]
     Plan(Box<plan::PlanError>),
     #[error(

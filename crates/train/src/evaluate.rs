@@ -2,9 +2,9 @@
 
 use crate::engine::Engine;
 use crate::error::TrainError;
+use crate::executor::Executor;
 use crate::feed::Set;
 use crate::inputs::eval_inputs;
-use cpu::Real;
 use data::{Deal, Epoch, EpochKey, LastBatch, Prefetch, Sampler};
 use std::sync::Arc;
 
@@ -34,8 +34,8 @@ impl Evaluation {
 }
 
 /// Evaluates the engine's head on a split. All ranks call it and get the same counts.
-pub(crate) fn evaluate<T: Real>(
-    engine: &mut Engine<T>,
+pub(crate) fn evaluate<E: Executor>(
+    engine: &mut Engine<E>,
     set: &Set,
     batch: usize,
     workers: usize,

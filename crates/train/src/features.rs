@@ -5,19 +5,18 @@
 
 use crate::checkpoint::Snapshot;
 use crate::deploy::{Weights, newest};
+use crate::device::{Device, cores, executor};
 use crate::error::TrainError;
 use crate::feed::{Set, eval_spec, open_set};
+use crate::head::{Head, Values};
 use crate::inputs::{eval_augment, eval_inputs, set_input};
 use crate::recipe::Recipe;
 use crate::recipe_parse::Loaded;
-use crate::step::{Compile, Model};
-use crate::weights::{published, states_read, write_state};
-use cpu::{Executor, Scalars};
+use crate::step::Model;
 use data::{
     Augment, BatchSpec, Deal, Epoch, EpochKey, Features, LastBatch, OnBad, Prefetch, Sampler, Split, sample_hash,
 };
 use methods::{Ce, MethodSpec};
-use plan::{Plan, StateTable};
 use spec::{Expr, Losses, Method, Setting, Spec, Step};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,6 +41,8 @@ pub struct FeatureOptions {
     /// Split whose features are the training ones: `Val` for images that the network was not trained on.
     pub train_split: Split,
     pub resize: Resize,
+    /// Default: as for a run.
+    pub device: Option<Device>,
 }
 
 /// A file of features that is there now.
@@ -95,9 +96,9 @@ pub fn extract_features(loaded: Loaded, options: &FeatureOptions) -> Result<Vec<
         }
         let network = match &mut network {
             Some(network) => network,
-            none => none.insert(Frozen::new(&recipe, &set, &augment, (&tensors, path))?),
+            none => none.insert(frozen((&recipe, options.device), &set, &augment, (&tensors, path))?),
         };
-        let (rows, size) = network.features(&set, &recipe)?;
+        let (rows, size) = features(network, &set, &recipe)?;
         let dataset = set.loader.dataset();
         Features::write(&to, &rows, dataset.labels(), dataset.classes(), from)?;
         done.push(Extracted { path: to, samples: dataset.len(), size, reused: false });
@@ -145,66 +146,42 @@ impl Method for Pooled {
 }
 
 /// A network that only looks.
-struct Frozen {
-    executor: Executor<f32>,
-    plan: Plan,
+fn frozen(
+    (recipe, device): (&Recipe, Option<Device>),
+    set: &Set,
+    augment: &Augment,
+    (tensors, path): (&Tensors, &Path),
+) -> Result<Values, TrainError> {
+    let fail = |reason: String| TrainError::Weights { path: path.to_path_buf(), reason };
+    let facts = recipe.network.facts().map_err(|e| TrainError::Setting(e.to_string()))?;
+    let head = format!("{}.weight", facts.head);
+    // The classifier is not used, so its classes need not be those of the set.
+    let classes = tensors.get(&head).and_then(|t| t.shape().dims().first().copied());
+    let classes = classes.ok_or_else(|| fail(format!("{head} is missing, so this is no {}", recipe.network.name)))?;
+    let setting = Setting::new(classes, set.loader.image_shape(), set.lists.images(), 1);
+    let model = Model { method: Box::new(Pooled), ..Model::new(recipe, setting)? };
+    let input = set_input(augment, set, &set.stats);
+    let head = Head { model: &model, batch: recipe.eval.batch, input, tensors, path };
+    executor(Device::choose(device, model.precision)?, model.precision, cores(), head)
 }
 
-impl Frozen {
-    fn new(
-        recipe: &Recipe,
-        set: &Set,
-        augment: &Augment,
-        (tensors, path): (&Tensors, &Path),
-    ) -> Result<Frozen, TrainError> {
-        let fail = |reason: String| TrainError::Weights { path: path.to_path_buf(), reason };
-        let facts = recipe.network.facts().map_err(|e| TrainError::Setting(e.to_string()))?;
-        let head = format!("{}.weight", facts.head);
-        // The classifier is not used, so its classes need not be those of the set.
-        let classes = tensors.get(&head).and_then(|t| t.shape().dims().first().copied());
-        let classes =
-            classes.ok_or_else(|| fail(format!("{head} is missing, so this is no {}", recipe.network.name)))?;
-        let setting = Setting::new(classes, set.loader.image_shape(), set.lists.images(), 1);
-        let model = Model { method: Box::new(Pooled), ..Model::new(recipe, setting)? };
-        let mut states = StateTable::default();
-        let compile = Compile::head(set_input(augment, set, &set.stats));
-        let plan = compile.evaluation(&model, recipe.eval.batch, &mut states)?;
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let mut executor = Executor::new(threads)?;
-        executor.reserve(&plan, &states, 1);
-        let read = states_read(&plan.graph);
-        for entry in states.entries.iter().filter(|e| read.contains(&e.name)) {
-            let name = published(&entry.name);
-            let tensor =
-                tensors.get(name).ok_or_else(|| fail(format!("{name} is missing; expected {}", entry.shape)))?;
-            write_state(&mut executor, entry, tensor).map_err(|why| fail(format!("{name}: {why}")))?;
+/// Features of all images, row by row, and the length of one.
+fn features(values: &mut Values, set: &Set, recipe: &Recipe) -> Result<(Vec<f32>, usize), TrainError> {
+    let key = EpochKey { seed: 0, stage: 0, epoch: 0 };
+    let epoch = Arc::new(Epoch::new(Sampler::Sequential, set.lists.clone(), key)?);
+    let batch = recipe.eval.batch;
+    let deal = Deal::new(epoch.units(), batch, batch, LastBatch::Keep)?;
+    let micros = (0..deal.steps()).flat_map(|s| deal.deal(s, 0, 1)).collect();
+    let (mut rows, mut size) = (Vec::new(), 0);
+    for delivered in Prefetch::new(set.loader.clone(), epoch, micros, recipe.data.workers, 2)? {
+        let delivered = delivered?;
+        let mut inputs = eval_inputs(&delivered)?;
+        for (_, label) in inputs.iter_mut().filter(|(name, _)| name == "label") {
+            *label = HostTensor::new(Shape::new(&[batch]), &vec![-1_i32; batch])?; // a label is no index into features
         }
-        executor.prepare(&plan);
-        Ok(Frozen { executor, plan })
+        let found = values(&inputs)?;
+        size = found.len() / batch;
+        rows.extend(found[..delivered.micro.units as usize * size].iter().map(|&x| x as f32));
     }
-
-    /// Features of all images, row by row, and the length of one.
-    fn features(&mut self, set: &Set, recipe: &Recipe) -> Result<(Vec<f32>, usize), TrainError> {
-        let key = EpochKey { seed: 0, stage: 0, epoch: 0 };
-        let epoch = Arc::new(Epoch::new(Sampler::Sequential, set.lists.clone(), key)?);
-        let batch = recipe.eval.batch;
-        let deal = Deal::new(epoch.units(), batch, batch, LastBatch::Keep)?;
-        let micros = (0..deal.steps()).flat_map(|s| deal.deal(s, 0, 1)).collect();
-        let (mut rows, mut size) = (Vec::new(), 0);
-        for delivered in Prefetch::new(set.loader.clone(), epoch, micros, recipe.data.workers, 2)? {
-            let delivered = delivered?;
-            for (name, tensor) in eval_inputs(&delivered)? {
-                // A label is no index into features.
-                let none = || HostTensor::new(Shape::new(&[batch]), &vec![-1_i32; batch]);
-                let tensor = if name == "label" { none()? } else { tensor };
-                self.executor.set_input(&self.plan, &name, &tensor)?;
-            }
-            let slots = vec![1.0; self.plan.graph.slots.len()];
-            self.executor.body(&self.plan, 0, 0, &Scalars { slots, micro_units: vec![[batch, 0]], micro: 0 });
-            let values = self.executor.read(&self.plan, self.plan.phases[0].losses.outputs[0].1);
-            size = values.len() / batch;
-            rows.extend(values[..delivered.micro.units as usize * size].iter().map(|&x| x as f32));
-        }
-        Ok((rows, size))
-    }
+    Ok((rows, size))
 }

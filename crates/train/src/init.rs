@@ -1,28 +1,29 @@
 //! The first values of states: a pure function of the seed and the state's name, equal on every rank.
 
-use cpu::{Executor, Real};
+use crate::error::TrainError;
+use crate::executor::Executor;
+use cpu::Real;
 use data::{EpochKey, Purpose};
 use plan::StateTable;
 use spec::Init;
 use tensor::{HostTensor, KCRS_TO_KRSC, KRSC_TO_KCRS, Shape};
 
 /// Fills every state of the table that is not a copy of another.
-pub(crate) fn initialise<T: Real>(executor: &mut Executor<T>, table: &StateTable, seed: u64) {
-    for entry in &table.entries {
-        let elements = entry.shape.elements();
+pub(crate) fn initialise<E: Executor>(executor: &mut E, table: &StateTable, seed: u64) -> Result<(), TrainError> {
+    table.entries.iter().try_for_each(|entry| {
         let values = values(&entry.init, &entry.name, entry.shape, seed);
-        let state = executor.state_mut(entry.offset, elements);
-        state.iter_mut().zip(values).for_each(|(s, v)| *s = T::of(v));
-    }
+        executor.set_state(entry.offset, &values.into_iter().map(E::Real::of).collect::<Vec<_>>())
+    })
 }
 
 /// Copies what is defined as a copy (weight anchors, moving averages), after weights were loaded.
-pub(crate) fn copy_states<T: Real>(executor: &mut Executor<T>, table: &StateTable) {
+pub(crate) fn copy_states<E: Executor>(executor: &mut E, table: &StateTable) -> Result<(), TrainError> {
     for entry in &table.entries {
         let Some(source) = entry.copy_of.as_deref().and_then(|name| table.find(name)) else { continue };
-        let values = executor.state(source.offset, source.shape.elements()).to_vec();
-        executor.state_mut(entry.offset, values.len()).copy_from_slice(&values);
+        let values = executor.state(source.offset, source.shape.elements())?;
+        executor.set_state(entry.offset, &values)?;
     }
+    Ok(())
 }
 
 /// Values in the executor's layout. Filters are drawn in the published order (KCRS), so that the layout does not matter.

@@ -4,14 +4,18 @@
 
 pub mod checkpoint;
 mod deploy;
+mod device;
 pub mod disk;
 pub mod disk_sim;
 pub mod engine;
 mod error;
 mod evaluate;
+pub mod executor;
+mod executor_cuda;
 mod exit;
 mod features;
 mod feed;
+mod head;
 mod init;
 mod inputs;
 mod journal;
@@ -19,6 +23,7 @@ pub mod manifest;
 pub mod metrics;
 mod offline;
 pub mod progress;
+mod ranks;
 pub mod recipe;
 pub mod recipe_parse;
 mod replay;
@@ -36,7 +41,8 @@ mod trainer;
 mod tree;
 mod weights;
 
-pub use deploy::{PlanOptions, Prediction, Predictor, Weights, evaluate, export, import, plan_of};
+pub use deploy::{EvalOptions, PlanOptions, Prediction, Predictor, Weights, evaluate, export, import, plan_of};
+pub use device::Device;
 pub use error::TrainError;
 pub use evaluate::Evaluation;
 pub use exit::Exit;

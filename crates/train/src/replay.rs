@@ -4,8 +4,10 @@
 //! Files are safetensors. Parameters and buffers carry their published names and layouts (KCRS): the student's plain, a method's
 //! modules' under `method.`; each teacher has its own file. Images are normalised floats, NCHW.
 
+use crate::device::{Device, Job, cores, executor};
 use crate::engine::{Engine, Micro, Sizes, StepInputs, StepValues};
 use crate::error::TrainError;
+use crate::executor::Executor;
 use crate::offline;
 use crate::recipe::Recipe;
 use crate::recipe_parse::Loaded;
@@ -13,10 +15,10 @@ use crate::replay_files::{Given, Wanted};
 use crate::schedule::Moment;
 use crate::session::plural;
 use crate::step::{Compile, Model};
-use crate::weights::{published, read_state};
+use crate::weights::{host_tensor, published, read_state};
 use comm::Solo;
 use cpu::Real;
-use spec::{Precision, StateKind, StateUse};
+use spec::{StateKind, StateUse};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use tensor::safe::{self, Metadata, Tensors};
@@ -30,6 +32,8 @@ pub struct ReplayOptions {
     pub teachers: Vec<PathBuf>,
     pub batch: PathBuf,
     pub out: PathBuf,
+    /// Default: as for a run.
+    pub device: Option<Device>,
     /// Steps on the same batch.
     pub steps: usize,
     /// Epoch, from 0, whose learning rate and ramped weights count.
@@ -75,47 +79,54 @@ pub fn compute(loaded: Loaded, options: &ReplayOptions) -> Result<Tensors, Train
             plural(got)
         )));
     }
-    if model.precision == Precision::F64 {
-        Replay::<f64>::new(&recipe, model, given)?.run(options)
-    } else {
-        Replay::<f32>::new(&recipe, model, given)?.run(options)
+    let precision = model.precision;
+    let device = Device::choose(options.device, precision)?;
+    executor(device, precision, cores(), Steps { recipe: &recipe, model, given, options })
+}
+
+/// The steps, before it is known what runs them.
+struct Steps<'a> {
+    recipe: &'a Recipe,
+    model: Model,
+    given: Given,
+    options: &'a ReplayOptions,
+}
+
+impl Job for Steps<'_> {
+    type Output = Tensors;
+
+    fn run<E: Executor>(self, make: impl Fn(usize) -> Result<E, TrainError> + Sync) -> Result<Tensors, TrainError> {
+        Replay::new(self.recipe, self.model, self.given, make(0)?)?.run(self.options)
     }
 }
 
 /// A step that is ready to run.
-struct Replay<'a, T> {
+struct Replay<'a, E: Executor> {
     recipe: &'a Recipe,
     model: Model,
-    engine: Engine<T>,
+    engine: Engine<E>,
     inputs: Vec<(String, HostTensor)>,
     units: [usize; 2],
     /// Rows of per-sample memory that are the batch's.
     index: Vec<i32>,
 }
 
-impl<'a, T: Real> Replay<'a, T> {
-    fn new(recipe: &'a Recipe, model: Model, mut given: Given) -> Result<Replay<'a, T>, TrainError> {
+impl<'a, E: Executor> Replay<'a, E> {
+    fn new(recipe: &'a Recipe, model: Model, mut given: Given, executor: E) -> Result<Replay<'a, E>, TrainError> {
         let units = given.units(&model);
         let mut compile = Compile::new(recipe, None, None);
         compile.options.keep_outputs = true;
         compile.global_batch = units[0].max(units[1]);
-        let sizes = Sizes {
-            full: units,
-            others: vec![],
-            leaves: 1,
-            eval_batch: 1,
-            threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
-            reproducible: true,
-        };
-        let mut engine = Engine::<T>::new(&model, &compile, &sizes, Box::new(Solo::default()))?;
-        engine.initialise(recipe.train.seed);
+        let sizes = Sizes { full: units, others: vec![], leaves: 1, eval_batch: 1, reproducible: true };
+        let mut engine = Engine::new(&model, &compile, &sizes, executor, Box::new(Solo::default()))?;
+        engine.initialise(recipe.train.seed)?;
         let inputs = given.inputs(&model, engine.plan());
         let index = inputs.iter().find(|i| i.0 == "index").map(|i| i.1.view::<i32>().map(<[i32]>::to_vec));
         let index = index.transpose()?.unwrap_or_default();
         given.fill_modules(&mut engine);
-        given.fill_memory(&model, &mut engine, &index);
+        given.fill_memory(&model, &mut engine, &index)?;
         given.finish()?;
-        engine.loaded();
+        engine.loaded()?;
         Ok(Replay { recipe, model, engine, inputs, units, index })
     }
 
@@ -154,7 +165,7 @@ impl<'a, T: Real> Replay<'a, T> {
     /// `loss`, `loss.<term>` weighted and `term.<term>` not.
     fn losses(&self, values: &StepValues, out: &mut Tensors) -> Result<(), TrainError> {
         let mut scalar =
-            |name: String, value: f64| number::<T>(Shape::new(&[]), &[value]).map(|t| drop(out.insert(name, t)));
+            |name: String, value: f64| number::<E::Real>(Shape::new(&[]), &[value]).map(|t| drop(out.insert(name, t)));
         scalar("loss".to_string(), values.loss)?;
         for (name, weighted, plain) in &values.terms {
             scalar(format!("loss.{name}"), *weighted)?;
@@ -168,9 +179,9 @@ impl<'a, T: Real> Replay<'a, T> {
         let plan = self.engine.plan();
         for (p, phase) in plan.phases.iter().enumerate() {
             for (name, value) in &phase.losses.outputs {
-                let (shape, values) = (plan.graph.shape(*value), self.engine.executor.read(plan, *value));
+                let (shape, values) = (plan.graph.shape(*value), self.engine.executor.read(plan, *value)?);
                 let Some(state) = name.strip_prefix("grad.") else {
-                    drop(out.insert(name.clone(), number::<T>(shape, &values)?));
+                    drop(out.insert(name.clone(), number::<E::Real>(shape, &values)?));
                     continue;
                 };
                 // A parameter of two phases has a gradient in each; the later one carries its phase's name.
@@ -180,7 +191,7 @@ impl<'a, T: Real> Replay<'a, T> {
                 } else {
                     first
                 };
-                let tensor = number::<T>(shape, &values)?;
+                let tensor = number::<E::Real>(shape, &values)?;
                 out.insert(key, if shape.rank() == 4 { tensor.permute4(KRSC_TO_KCRS)? } else { tensor });
             }
         }
@@ -201,11 +212,10 @@ impl<'a, T: Real> Replay<'a, T> {
                 StateUse::Rolling => (0..self.units[0]).collect(),
             };
             let width: usize = state.row.iter().product();
-            let all = self.engine.executor.state(entry.offset, entry.shape.elements());
-            let values: Vec<f64> =
-                rows.iter().flat_map(|&r| &all[r * width..(r + 1) * width]).map(|x| x.to_f64()).collect();
+            let all = self.engine.executor.state(entry.offset, entry.shape.elements())?;
+            let values: Vec<_> = rows.iter().flat_map(|&r| &all[r * width..(r + 1) * width]).copied().collect();
             let shape = Shape::new(&[&[rows.len()], &state.row[..]].concat());
-            out.insert(format!("after.{}", state.name), number::<T>(shape, &values)?);
+            out.insert(format!("after.{}", state.name), host_tensor(shape, &values)?);
         }
         Ok(())
     }
@@ -213,9 +223,5 @@ impl<'a, T: Real> Replay<'a, T> {
 
 /// Values in the executor's float type.
 fn number<T: Real>(shape: Shape, values: &[f64]) -> Result<HostTensor, TrainError> {
-    Ok(if size_of::<T>() == 8 {
-        HostTensor::new(shape, values)?
-    } else {
-        HostTensor::new(shape, &values.iter().map(|&x| x as f32).collect::<Vec<_>>())?
-    })
+    host_tensor(shape, &values.iter().map(|&x| T::of(x)).collect::<Vec<_>>())
 }

@@ -2,6 +2,7 @@
 
 use crate::engine::Engine;
 use crate::error::TrainError;
+use crate::executor::Executor;
 use crate::recipe::Recipe;
 use crate::replay::ReplayOptions;
 use crate::step::Model;
@@ -299,7 +300,7 @@ impl Given {
     }
 
     /// Parameters and buffers of all modules.
-    pub(crate) fn fill_modules<T: Real>(&mut self, engine: &mut Engine<T>) {
+    pub(crate) fn fill_modules<E: Executor>(&mut self, engine: &mut Engine<E>) {
         let mut entries: Vec<_> = engine.states.entries.clone();
         entries.retain(|e| matches!(e.kind, StateKind::Param | StateKind::Buffer));
         let teachers = std::mem::take(&mut self.teachers).into_iter().enumerate();
@@ -329,7 +330,12 @@ impl Given {
     }
 
     /// Rows of memory and of the rolling state.
-    pub(crate) fn fill_memory<T: Real>(&mut self, model: &Model, engine: &mut Engine<T>, index: &[i32]) {
+    pub(crate) fn fill_memory<E: Executor>(
+        &mut self,
+        model: &Model,
+        engine: &mut Engine<E>,
+        index: &[i32],
+    ) -> Result<(), TrainError> {
         for state in &model.spec.states {
             let Some(entry) = engine.states.find(&format!("method.{}", state.name)).cloned() else { continue };
             let width: usize = state.row.iter().product();
@@ -349,11 +355,13 @@ impl Given {
                 self.batch_fault(format!("{}: expected {expected}, got {}", state.name, given.shape()));
                 continue;
             };
-            let all = engine.executor.state_mut(entry.offset, entry.shape.elements());
+            let mut all = engine.executor.state(entry.offset, entry.shape.elements())?;
             for (row, values) in rows.iter().zip(values.chunks(width)) {
-                all[row * width..(row + 1) * width].iter_mut().zip(values).for_each(|(s, &v)| *s = T::of(v));
+                all[row * width..(row + 1) * width].iter_mut().zip(values).for_each(|(s, &v)| *s = E::Real::of(v));
             }
+            engine.executor.set_state(entry.offset, &all)?;
         }
+        Ok(())
     }
 
     /// All that is wrong, as one error.

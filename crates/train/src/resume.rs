@@ -65,7 +65,7 @@ impl Session {
         let run = serde_json::json!({
             "program": concat!("retort ", env!("CARGO_PKG_VERSION")),
             "git": option_env!("RETORT_GIT_HASH"),
-            "device": "cpu",
+            "device": self.device.to_string(),
             "threads": self.threads(),
             "ranks": self.options.ranks.max(1),
             "classes": self.train_set.loader.dataset().classes(),

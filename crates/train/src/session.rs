@@ -1,28 +1,31 @@
 //! A run from its recipe: checks, sets, models, ranks; training, and what it came to.
 
 use crate::checkpoint::{Checkpoints, Retention, Snapshot};
+use crate::device::{Device, Job, cores, executor};
 use crate::disk::OsDisk;
 use crate::engine::{Engine, Sizes};
 use crate::error::TrainError;
 use crate::evaluate::{Evaluation, evaluate};
+use crate::executor::Executor;
 use crate::exit::Exit;
 use crate::feed::{Feed, Rank, Set, eval_spec, micro_batch, open_set, train_spec};
 use crate::inputs::set_input;
-use crate::journal::{Facts, Journal, Verbosity, known_bad};
+use crate::journal::Verbosity;
 use crate::manifest::RunState;
+use crate::ranks::{Ranks, first_cause};
 use crate::recipe::Recipe;
 use crate::recipe_parse::Loaded;
 use crate::signals::Signals;
 use crate::snapshot;
 use crate::stages;
 use crate::step::{Compile, Model};
-use crate::trainer::{Lead, Position, Score, Trainer};
+use crate::trainer::Score;
 use crate::weights::load_module;
-use comm::{Communicator, Solo, Threads};
-use cpu::Real;
+use comm::{Communicator, Solo};
 use data::{BatchSpec, OnBad, Split, sample_hash};
 use methods::{Ce, MethodSpec};
 use nets::NetworkSpec;
+use plan::Storage;
 use spec::{Precision, Setting};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,6 +47,8 @@ pub enum Resume {
 pub struct RunOptions {
     /// Default: the recipe's `output.folder`, else `runs/<name of the recipe>`.
     pub run_dir: Option<PathBuf>,
+    /// Default: the CPU.
+    pub device: Option<Device>,
     /// Ranks as threads of this process; 0 means 1.
     pub ranks: usize,
     /// Threads of each rank; 0 shares the cores among the ranks.
@@ -70,13 +75,14 @@ pub struct Outcome {
 /// A run that can start: everything that can be checked before the first step has been.
 pub struct Session {
     pub recipe: Recipe,
+    pub(crate) device: Device,
     pub(crate) text: String,
     /// The resolved recipe with what the file did not set marked.
     annotated: String,
     pub model: Model,
     pub compile: Compile,
     pub(crate) train_set: Arc<Set>,
-    eval_set: Arc<Set>,
+    pub(crate) eval_set: Arc<Set>,
     pub run_dir: PathBuf,
     pub(crate) options: RunOptions,
     /// Facts to print before the run starts.
@@ -87,6 +93,7 @@ impl Session {
     pub fn open(loaded: Loaded, options: RunOptions) -> Result<Session, TrainError> {
         let annotated = loaded.annotated();
         let Loaded { recipe, text, path, .. } = loaded;
+        let device = Device::choose(options.device, recipe.train.precision)?;
         let ranks = options.ranks.max(1);
         check_batches(&recipe, ranks)?;
         let folder = recipe.data.folder.clone();
@@ -125,8 +132,9 @@ impl Session {
             .or_else(|| recipe.output.folder.clone())
             .unwrap_or_else(|| Path::new("runs").join(stem));
         let (train_set, eval_set) = (Arc::new(train_set), Arc::new(eval_set));
+        let notes = vec![];
         let mut session =
-            Session { recipe, text, annotated, model, compile, train_set, eval_set, run_dir, options, notes: vec![] };
+            Session { recipe, device, text, annotated, model, compile, train_set, eval_set, run_dir, options, notes };
         session.notes = session.describe(ranks)?;
         Ok(session)
     }
@@ -136,7 +144,6 @@ impl Session {
         let feed = self.feed(Rank { rank: 0, world: ranks })?;
         let [h, w, c] = self.model.setting.image;
         let (_, rule) = self.recipe.optimizer.base_lr(self.recipe.train.global_batch);
-        let tf32 = if self.recipe.train.precision == Precision::Tf32 { ", tf32 computed as f32" } else { "" };
         let mut notes = vec![
             format!(
                 "data: {} training and {} {} images of {h}x{w}x{c}, {} classes, sample hash {:016x}",
@@ -155,39 +162,47 @@ impl Session {
                 self.recipe.train.epochs
             )
             .replace("a epoch", "an epoch"),
-            format!(
-                "device: CPU, {ranks} rank{}, {} thread{} each{tf32}",
-                plural(ranks),
-                self.threads(),
-                plural(self.threads())
-            ),
         ];
         notes.extend(train.noise.iter().map(|noise| noise.words.clone()));
         Ok(notes)
     }
 
+    /// What computes, as its executor describes itself.
+    pub(crate) fn device_note(&self, executor: &impl Executor) -> String {
+        let on_cpu = executor.storage() != Storage::Device;
+        let tf32 = on_cpu && self.recipe.train.precision == Precision::Tf32;
+        let tf32 = if tf32 { ", tf32 computed as f32" } else { "" };
+        let ranks = self.options.ranks.max(1);
+        let ranks = if ranks > 1 { format!("; the like for each of {ranks} ranks") } else { String::new() };
+        format!("device: {}{tf32}{ranks}", executor.describe())
+    }
+
     pub(crate) fn threads(&self) -> usize {
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let share = (cores / self.options.ranks.max(1)).max(1);
+        let share = (cores() / self.options.ranks.max(1)).max(1);
         if self.options.threads > 0 { self.options.threads } else { share }
     }
 
-    fn feed(&self, rank: Rank) -> Result<Feed, TrainError> {
+    pub(crate) fn feed(&self, rank: Rank) -> Result<Feed, TrainError> {
         Feed::new(&self.recipe, &self.model.spec, self.train_set.clone(), rank, self.options.stage)
     }
 
-    fn engine<T: Real>(&self, feed: &Feed, comm: Box<dyn Communicator>) -> Result<Engine<T>, TrainError> {
+    /// What a rank computes with: all plans, and the states as the run begins.
+    pub(crate) fn engine<E: Executor>(
+        &self,
+        feed: &Feed,
+        executor: E,
+        comm: Box<dyn Communicator>,
+    ) -> Result<Engine<E>, TrainError> {
         let (full, others) = feed.sizes(micro_batch(&self.recipe, comm.world_size()));
         let sizes = Sizes {
             full,
             others,
             leaves: feed.deal.leaves(),
             eval_batch: self.recipe.eval.batch,
-            threads: self.threads(),
             reproducible: self.recipe.train.reproducible,
         };
-        let mut engine = Engine::new(&self.model, &self.compile, &sizes, comm)?;
-        engine.initialise(self.recipe.train.seed);
+        let mut engine = Engine::new(&self.model, &self.compile, &sizes, executor, comm)?;
+        engine.initialise(self.recipe.train.seed)?;
         if let Some(path) = &self.recipe.train.init_weights {
             load_module(&mut engine.executor, &engine.states, "student.", path)?;
         }
@@ -195,7 +210,7 @@ impl Session {
             let module = format!("{}.", spec::teacher_module(i));
             load_module(&mut engine.executor, &engine.states, &module, &teacher.weights)?;
         }
-        engine.loaded();
+        engine.loaded()?;
         Ok(engine)
     }
 
@@ -208,29 +223,25 @@ impl Session {
 
     /// The plan of a full step, as `--dry-run` prints it.
     pub fn plan(&self) -> Result<plan::Plan, TrainError> {
-        self.compile.training(&self.model, self.full_units()?, &mut plan::StateTable::default(), None)
+        let compile = self.compile.on(self.device.storage(self.recipe.train.precision));
+        compile.training(&self.model, self.full_units()?, &mut plan::StateTable::default(), None)
     }
 
     /// All checks and the plan's summary, without a step.
     pub fn dry_run(&self) -> Result<String, TrainError> {
-        Ok(format!("{}\n\n{}\n{}", self.annotated.trim_end(), self.notes.join("\n"), plan::summary(&self.plan()?)))
+        let device = self.on_executor(Described(self))?;
+        let (recipe, notes) = (self.annotated.trim_end(), self.notes.join("\n"));
+        Ok(format!("{recipe}\n\n{notes}\n{device}\n{}", plan::summary(&self.plan()?)))
     }
 
-    /// Exact counts on a split of the weights that `load` puts into the engine.
-    pub(crate) fn evaluate(
-        &self,
-        split: Split,
-        load: impl FnOnce(&mut Engine<f32>) -> Result<(), TrainError>,
-    ) -> Result<Evaluation, TrainError> {
-        let feed = self.feed(Rank { rank: 0, world: 1 })?;
-        let mut engine = self.engine::<f32>(&feed, Box::new(Solo::default()))?;
-        load(&mut engine)?;
-        engine.end_evaluation();
-        let set = open_set(&self.recipe, &self.recipe.data.folder, split, eval_spec(&self.recipe))?;
-        if self.recipe.eval.ema {
-            snapshot::swap_ema(&mut engine);
-        }
-        evaluate(&mut engine, &set, self.recipe.eval.batch, self.recipe.data.workers)
+    /// Runs a job on the executors of this session.
+    fn on_executor<J: Job>(&self, job: J) -> Result<J::Output, TrainError> {
+        executor(self.device, self.recipe.train.precision, self.threads(), job)
+    }
+
+    /// Exact counts on a split of the weights in `start`.
+    pub(crate) fn evaluate(&self, split: Split, start: Start<'_>) -> Result<Evaluation, TrainError> {
+        self.on_executor(Evaluate { session: self, split, start })
     }
 
     /// Holds each teacher to the accuracy that the recipe expects of it.
@@ -242,10 +253,11 @@ impl Session {
                 Recipe { network, teacher: vec![], method: MethodSpec::Ce(Ce::default()), ..self.recipe.clone() };
             let model = Model::new(&recipe, self.model.setting.clone())?;
             let (train_set, eval_set) = (self.train_set.clone(), self.eval_set.clone());
-            let (text, annotated, run_dir) = (String::new(), String::new(), PathBuf::new());
+            let (device, text, annotated, run_dir) = (self.device, String::new(), String::new(), PathBuf::new());
             let (compile, options) = (self.compile.clone(), self.options.clone());
             let alone = Session {
                 recipe,
+                device,
                 text,
                 annotated,
                 model,
@@ -256,11 +268,8 @@ impl Session {
                 options,
                 notes: vec![],
             };
-            let load = |engine: &mut Engine<f32>| {
-                load_module(&mut engine.executor, &engine.states, "student.", &teacher.weights).map(drop)
-            };
             let split = if self.recipe.eval.split == "val" { Split::Val } else { Split::Test };
-            let got = alone.evaluate(split, load)?.accuracy();
+            let got = alone.evaluate(split, Start::File(&teacher.weights))?.accuracy();
             if got < expected - 0.001 {
                 let reason = format!(
                     "expected top1 {expected} of the teacher {}, got {got:.4}; check its normalisation and classes",
@@ -285,13 +294,7 @@ impl Session {
         self.check_teachers()?;
         std::fs::create_dir_all(&self.run_dir).map_err(|source| self.io("cannot create", source))?;
         self.write_run_files()?;
-        let resumed = resumed.as_ref();
-        let ranks = self.options.ranks.max(1);
-        let results = if self.recipe.train.precision == Precision::F64 {
-            self.run_ranks::<f64>(ranks, signals, resumed)
-        } else {
-            self.run_ranks::<f32>(ranks, signals, resumed)
-        };
+        let results = self.on_executor(Ranks { session: self, signals, resumed: resumed.as_ref() })?;
         let (exit, position, degraded) = first_cause(results)?;
         Ok(Outcome {
             exit,
@@ -302,91 +305,6 @@ impl Session {
             degraded,
             run_dir: self.run_dir.clone(),
         })
-    }
-
-    fn run_ranks<T: Real>(&self, ranks: usize, signals: &Signals, resumed: Option<&Snapshot>) -> Vec<RankResult> {
-        if ranks == 1 {
-            return vec![self.run_rank::<T>(Box::new(Solo::default()), Some(signals), resumed)];
-        }
-        std::thread::scope(|scope| {
-            let spawn = |comm: Threads| {
-                let rank = comm.rank();
-                let signals = (rank == 0).then_some(signals);
-                (rank, scope.spawn(move || self.run_rank::<T>(Box::new(comm), signals, resumed)))
-            };
-            let threads: Vec<_> = Threads::world(ranks).into_iter().map(spawn).collect();
-            let join = |(rank, thread): (usize, std::thread::ScopedJoinHandle<'_, RankResult>)| {
-                thread.join().unwrap_or_else(|panic| {
-                    let text = panic.downcast_ref::<String>().cloned();
-                    let what = text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
-                    Err(TrainError::Panic { rank, what: what.unwrap_or_default() })
-                })
-            };
-            threads.into_iter().map(join).collect()
-        })
-    }
-
-    fn run_rank<T: Real>(
-        &self,
-        comm: Box<dyn Communicator>,
-        lead: Option<&Signals>,
-        resumed: Option<&Snapshot>,
-    ) -> RankResult {
-        let rank = Rank { rank: comm.rank(), world: comm.world_size() };
-        let feed = self.feed(rank)?;
-        let mut engine = self.engine::<T>(&feed, comm)?;
-        let mut position = Position::default();
-        if let Some(snapshot) = resumed {
-            snapshot::restore(&mut engine, &snapshot.groups).map_err(TrainError::Setting)?;
-            position = serde_json::from_value(snapshot.run.state.clone()).map_err(|e| {
-                TrainError::Setting(format!("checkpoint state: {e}; resume from an older one with --resume"))
-            })?;
-        }
-        let images = self.recipe.train.global_batch * self.model.spec.rows_per_unit();
-        let facts = Facts {
-            epochs: self.recipe.train.epochs,
-            max_steps: self.recipe.train.max_steps.unwrap_or(u64::MAX),
-            images_per_step: images,
-            world_size: rank.world,
-            log_every: self.recipe.output.log_every,
-        };
-        let lead = lead.map(|signals| {
-            let mut journal = Journal::open(&self.run_dir, resumed.map(|r| r.run.step), facts, self.options.verbosity);
-            self.notes.iter().for_each(|note| journal.message(note));
-            match resumed {
-                Some(r) => journal.message(&format!("resumed at step {} from {}", r.run.step, self.run_dir.display())),
-                None => journal.text("recipe", &self.text),
-            }
-            Lead { checkpoints: self.checkpoints(), journal, signals, run: self.run_state(rank.world) }
-        });
-        let (base_lr, _) = self.recipe.optimizer.base_lr(self.recipe.train.global_batch);
-        let log = self.run_dir.join("logs").join(format!("{}.jsonl", rank.rank));
-        std::fs::create_dir_all(self.run_dir.join("logs"))
-            .map_err(|source| self.io("cannot create logs in", source))?;
-        crate::metrics::cut(&log, resumed.map_or(0, |r| r.run.step))
-            .map_err(|e| self.io("cannot shorten a log in", e))?;
-        let mut trainer = Trainer {
-            recipe: &self.recipe,
-            recipe_text: &self.text,
-            engine,
-            feed,
-            eval_set: &self.eval_set,
-            slots: self.model.spec.slots.clone(),
-            base_lr,
-            position,
-            bad: known_bad(&self.run_dir),
-            log: crate::metrics::MetricsLog::append_to(&log),
-            lead,
-        };
-        if let Some(lead) = &trainer.lead {
-            let groups = snapshot::groups(&trainer.engine, 0)?;
-            lead.checkpoints
-                .check_space(groups.values().flat_map(|g| g.values()).map(|t| t.byte_len() as u64).sum())?;
-        }
-        let complete = trainer.position.epoch >= self.recipe.train.epochs;
-        let exit = if complete { Exit::Done } else { trainer.run()? };
-        let degraded = trainer.lead.as_ref().is_some_and(|l| l.journal.degraded);
-        Ok((exit, trainer.position, degraded))
     }
 
     pub(crate) fn checkpoints(&self) -> Checkpoints {
@@ -413,23 +331,51 @@ impl Session {
     }
 }
 
-type RankResult = Result<(Exit, Position, bool), TrainError>;
+/// The weights that an evaluation starts from.
+pub(crate) enum Start<'a> {
+    File(&'a Path),
+    Snapshot(&'a Snapshot),
+}
 
-/// Rank 0's result, or the error that made the others fail.
-fn first_cause(results: Vec<RankResult>) -> RankResult {
-    let mut lost = None;
-    let mut done = None;
-    for result in results {
-        match result {
-            Err(TrainError::Comm(e)) => lost = lost.or(Some(TrainError::Comm(e))),
-            Err(cause) => return Err(cause),
-            Ok(value) => done = done.or(Some(value)),
+struct Evaluate<'a> {
+    session: &'a Session,
+    split: Split,
+    start: Start<'a>,
+}
+
+impl Job for Evaluate<'_> {
+    type Output = Evaluation;
+
+    fn run<E: Executor>(self, make: impl Fn(usize) -> Result<E, TrainError> + Sync) -> Result<Evaluation, TrainError> {
+        let Evaluate { session, split, start } = self;
+        let recipe = &session.recipe;
+        let feed = session.feed(Rank { rank: 0, world: 1 })?;
+        let mut engine = session.engine(&feed, make(0)?, Box::new(Solo::default()))?;
+        match start {
+            Start::File(path) => {
+                load_module(&mut engine.executor, &engine.states, "student.", path)?;
+            }
+            Start::Snapshot(snapshot) => {
+                snapshot::restore(&mut engine, &snapshot.groups).map_err(TrainError::Setting)?;
+            }
         }
+        engine.end_evaluation();
+        let set = open_set(recipe, &recipe.data.folder, split, eval_spec(recipe))?;
+        if recipe.eval.ema {
+            snapshot::swap_ema(&mut engine)?;
+        }
+        evaluate(&mut engine, &set, recipe.eval.batch, recipe.data.workers)
     }
-    match (lost, done) {
-        (Some(lost), _) => Err(lost),
-        (None, Some(done)) => Ok(done),
-        (None, None) => Err(TrainError::Setting("no rank ran".into())),
+}
+
+/// The note on the device, from an executor that does nothing else.
+struct Described<'a>(&'a Session);
+
+impl Job for Described<'_> {
+    type Output = String;
+
+    fn run<E: Executor>(self, make: impl Fn(usize) -> Result<E, TrainError> + Sync) -> Result<String, TrainError> {
+        Ok(self.0.device_note(&make(0)?))
     }
 }
 

@@ -6,8 +6,8 @@
 
 use crate::engine::Engine;
 use crate::error::TrainError;
+use crate::executor::Executor;
 use crate::weights::{module_tensors, published, read_state, states_read, write_state};
-use cpu::Real;
 use plan::StateEntry;
 use spec::{Op, StateKind};
 use std::collections::{BTreeMap, HashSet};
@@ -29,7 +29,7 @@ fn filed<'a>(entry: &'a StateEntry, written: &HashSet<String>) -> Option<(&'stat
 }
 
 /// States that training writes or the evaluation head reads.
-fn written<T: Real>(engine: &Engine<T>) -> HashSet<String> {
+fn written<E: Executor>(engine: &Engine<E>) -> HashSet<String> {
     let graph = &engine.plan().graph;
     let trains = |op: &Op| matches!(op, Op::Sgd(_) | Op::BnRunning { .. });
     let states = graph.nodes.iter().filter(|n| trains(&n.op)).flat_map(|n| n.op.states());
@@ -38,7 +38,7 @@ fn written<T: Real>(engine: &Engine<T>) -> HashSet<String> {
 }
 
 /// All states that a resumed run needs; `forwards` counts training micro-batches, for `num_batches_tracked`.
-pub(crate) fn groups<T: Real>(engine: &Engine<T>, forwards: u64) -> Result<BTreeMap<String, Tensors>, TrainError> {
+pub(crate) fn groups<E: Executor>(engine: &Engine<E>, forwards: u64) -> Result<BTreeMap<String, Tensors>, TrainError> {
     let written = written(engine);
     let mut groups: BTreeMap<String, Tensors> = BTreeMap::new();
     for entry in &engine.states.entries {
@@ -54,7 +54,7 @@ pub(crate) fn groups<T: Real>(engine: &Engine<T>, forwards: u64) -> Result<BTree
 }
 
 /// Puts a checkpoint's tensors into the states. The error lists what is missing or does not fit.
-pub(crate) fn restore<T: Real>(engine: &mut Engine<T>, groups: &BTreeMap<String, Tensors>) -> Result<(), String> {
+pub(crate) fn restore<E: Executor>(engine: &mut Engine<E>, groups: &BTreeMap<String, Tensors>) -> Result<(), String> {
     let written = written(engine);
     let Engine { executor, states, .. } = engine;
     for entry in &states.entries {
@@ -67,13 +67,14 @@ pub(crate) fn restore<T: Real>(engine: &mut Engine<T>, groups: &BTreeMap<String,
 }
 
 /// Evaluates with the moving average in the student's place: exchanges the two; a second call undoes it.
-pub(crate) fn swap_ema<T: Real>(engine: &mut Engine<T>) {
+pub(crate) fn swap_ema<E: Executor>(engine: &mut Engine<E>) -> Result<(), TrainError> {
     let Engine { executor, states, .. } = engine;
     for ema in states.entries.iter().filter(|e| e.kind == StateKind::Ema) {
         let Some(source) = ema.copy_of.as_deref().and_then(|name| states.find(name)) else { continue };
         let len = ema.shape.elements();
-        let (a, b) = (executor.state(ema.offset, len).to_vec(), executor.state(source.offset, len).to_vec());
-        executor.state_mut(ema.offset, len).copy_from_slice(&b);
-        executor.state_mut(source.offset, len).copy_from_slice(&a);
+        let (a, b) = (executor.state(ema.offset, len)?, executor.state(source.offset, len)?);
+        executor.set_state(ema.offset, &b)?;
+        executor.set_state(source.offset, &a)?;
     }
+    Ok(())
 }

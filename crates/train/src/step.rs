@@ -1,5 +1,6 @@
 //! A step from its parts to its memory: build, differentiate, optimize, plan, load, run. Nothing here names a method.
 
+use crate::device::Device;
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use plan::{Fusion, Layout, OptimizerArgs, Options, Plan, StateTable, StepSource, Storage};
@@ -84,7 +85,7 @@ impl Compile {
             ema: recipe.train.ema_decay.is_some(),
             bn_momentum: 0.1,
         };
-        let storage = if recipe.train.precision == Precision::F64 { Storage::CpuF64 } else { Storage::CpuF32 };
+        let storage = Device::Cpu.storage(recipe.train.precision);
         let options = Options { fusion: Fusion::Full, optimizer, storage, bucket_bytes: 25 << 20, keep_outputs: false };
         Compile { options, global_batch: recipe.train.global_batch, train_input, eval_input }
     }
@@ -100,6 +101,11 @@ impl Compile {
             keep_outputs: true,
         };
         Compile { options, global_batch: 1, train_input: None, eval_input }
+    }
+
+    /// The same for an executor that stores values so.
+    pub fn on(&self, storage: Storage) -> Compile {
+        Compile { options: Options { storage, ..self.options.clone() }, ..self.clone() }
     }
 
     /// The training step for micro-batches of so many units per role; others of the run share `layout` of the first.

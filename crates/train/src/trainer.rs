@@ -4,6 +4,7 @@ use crate::checkpoint::{Checkpoints, Snapshot};
 use crate::engine::{Engine, StepInputs, StepValues};
 use crate::error::TrainError;
 use crate::evaluate::{Evaluation, evaluate};
+use crate::executor::Executor;
 use crate::exit::Exit;
 use crate::feed::{Feed, Set, StepBatches};
 use crate::journal::Journal;
@@ -13,7 +14,6 @@ use crate::recipe::{OnNonfinite, Recipe};
 use crate::schedule::Moment;
 use crate::signals::{Request, Signals};
 use crate::snapshot;
-use cpu::Real;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
@@ -67,10 +67,10 @@ fn nulls_are_nan<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f64>, D::Erro
 }
 
 /// What the loop needs besides the engine.
-pub(crate) struct Trainer<'a, T> {
+pub(crate) struct Trainer<'a, E: Executor> {
     pub recipe: &'a Recipe,
     pub recipe_text: &'a str,
-    pub engine: Engine<T>,
+    pub engine: Engine<E>,
     pub feed: Feed,
     pub eval_set: &'a Set,
     pub slots: Vec<spec::SlotSpec>,
@@ -92,7 +92,7 @@ pub(crate) struct Lead<'a> {
     pub run: RunState,
 }
 
-impl<T: Real> Trainer<'_, T> {
+impl<E: Executor> Trainer<'_, E> {
     /// Trains to the end, or to a signal.
     pub(crate) fn run(&mut self) -> Result<Exit, TrainError> {
         let steps = self.feed.deal.steps();
@@ -262,11 +262,11 @@ impl<T: Real> Trainer<'_, T> {
     pub(crate) fn evaluate(&mut self) -> Result<Evaluation, TrainError> {
         let ema = self.recipe.eval.ema;
         if ema {
-            snapshot::swap_ema(&mut self.engine);
+            snapshot::swap_ema(&mut self.engine)?;
         }
         let result = evaluate(&mut self.engine, self.eval_set, self.recipe.eval.batch, self.recipe.data.workers);
         if ema {
-            snapshot::swap_ema(&mut self.engine);
+            snapshot::swap_ema(&mut self.engine)?;
         }
         result
     }

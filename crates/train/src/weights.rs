@@ -1,7 +1,8 @@
 //! Weights between states and files: published names, filters as KCRS in files and KRSC in memory.
 
 use crate::error::TrainError;
-use cpu::{Executor, Real};
+use crate::executor::Executor;
+use cpu::Real;
 use nets::{EntryValue, state_dict};
 use plan::{StateEntry, StateTable};
 use spec::{Graph, Source, StateKind};
@@ -16,20 +17,24 @@ pub(crate) fn published(state: &str) -> &str {
 }
 
 /// A state's values under the published layout.
-pub(crate) fn read_state<T: Real>(executor: &Executor<T>, entry: &StateEntry) -> Result<HostTensor, TrainError> {
-    let values: Vec<f64> = executor.state(entry.offset, entry.shape.elements()).iter().map(|x| x.to_f64()).collect();
-    let tensor = if size_of::<T>() == 8 {
-        HostTensor::new(entry.shape, &values)?
-    } else {
-        let single: Vec<f32> = values.iter().map(|&x| x as f32).collect();
-        HostTensor::new(entry.shape, &single)?
-    };
+pub(crate) fn read_state<E: Executor>(executor: &E, entry: &StateEntry) -> Result<HostTensor, TrainError> {
+    let values = executor.state(entry.offset, entry.shape.elements())?;
+    let tensor = host_tensor(entry.shape, &values)?;
     Ok(if entry.shape.rank() == 4 { tensor.permute4(KRSC_TO_KCRS)? } else { tensor })
 }
 
+/// Values in an executor's float type.
+pub(crate) fn host_tensor<T: Real>(shape: Shape, values: &[T]) -> Result<HostTensor, TrainError> {
+    Ok(if size_of::<T>() == 8 {
+        HostTensor::new::<f64>(shape, bytemuck::cast_slice(values))?
+    } else {
+        HostTensor::new::<f32>(shape, bytemuck::cast_slice(values))?
+    })
+}
+
 /// Writes a published tensor into a state. `Err` says what does not fit.
-pub(crate) fn write_state<T: Real>(
-    executor: &mut Executor<T>,
+pub(crate) fn write_state<E: Executor>(
+    executor: &mut E,
     entry: &StateEntry,
     tensor: &HostTensor,
 ) -> Result<(), String> {
@@ -43,9 +48,8 @@ pub(crate) fn write_state<T: Real>(
         tensor.clone()
     };
     let values = tensor.to_f64().map_err(|e| e.to_string())?;
-    let state = executor.state_mut(entry.offset, values.len());
-    state.iter_mut().zip(values).for_each(|(s, v)| *s = T::of(v));
-    Ok(())
+    let values: Vec<_> = values.into_iter().map(E::Real::of).collect();
+    executor.set_state(entry.offset, &values).map_err(|e| e.to_string())
 }
 
 /// Sizes as files have them: filters are KCRS.
@@ -62,8 +66,8 @@ pub(crate) fn states_read(graph: &Graph) -> HashSet<String> {
 
 /// A module's parameters and buffers with `num_batches_tracked`, under published names; `prefix` is that of the states
 /// (`student.`, `ema.student.`), `forwards` the training forwards so far.
-pub(crate) fn module_tensors<T: Real>(
-    executor: &Executor<T>,
+pub(crate) fn module_tensors<E: Executor>(
+    executor: &E,
     table: &StateTable,
     graph: &Graph,
     prefix: &str,
@@ -85,8 +89,8 @@ pub(crate) fn module_tensors<T: Real>(
 
 /// Fills the parameters and buffers of `module` (`student.`, `teacher.`) from a file. Every name must be there, and no other but those
 /// of a method's modules and trained teachers, which go to the states of their names if there are any.
-pub(crate) fn load_module<T: Real>(
-    executor: &mut Executor<T>,
+pub(crate) fn load_module<E: Executor>(
+    executor: &mut E,
     table: &StateTable,
     module: &str,
     path: &Path,

@@ -78,6 +78,7 @@ fn take_a_step(path: &Path) -> Result<Tensors, Box<dyn std::error::Error>> {
             wanted.batch.iter().map(|w| (w.name.clone(), batch_tensor(w, side))).collect(),
         )?,
         out: folder.path().join("out"),
+        device: None,
         steps: 1,
         epoch: 0,
         warmup: Warmup::Off,

@@ -35,12 +35,12 @@ impl Case {
     }
 
     /// One micro-batch of `units` on one thread.
-    pub(crate) fn engine<T: Real>(self, units: usize) -> Engine<T> {
+    pub(crate) fn engine<T: Real>(self, units: usize) -> Engine<cpu::Executor<T>> {
         self.split(&[units], Box::new(Solo::default()))
     }
 
     /// Micro-batches of so many units, the first the largest; the same bits at any number of ranks.
-    pub(crate) fn split<T: Real>(self, units: &[usize], comm: Box<dyn Communicator>) -> Engine<T> {
+    pub(crate) fn split<T: Real>(self, units: &[usize], comm: Box<dyn Communicator>) -> Engine<cpu::Executor<T>> {
         let setting = setting(self.classes, self.image);
         let spec = self.method.spec(&setting).unwrap();
         let Case { method, student, teachers, precision, fusion, optimizer, input, .. } = self;
@@ -53,16 +53,16 @@ impl Case {
         let mut others: Vec<_> = units.iter().map(|&u| [u, 0]).filter(|u| *u != full).collect();
         others.dedup();
         let rows = model.spec.rows_per_unit() * units[0];
-        let sizes = Sizes { full, others, leaves: units.len(), eval_batch: rows, threads: 1, reproducible: true };
-        let mut engine = Engine::new(&model, &compile, &sizes, comm).unwrap();
-        engine.initialise(0);
+        let sizes = Sizes { full, others, leaves: units.len(), eval_batch: rows, reproducible: true };
+        let mut engine = Engine::new(&model, &compile, &sizes, cpu::Executor::new(1).unwrap(), comm).unwrap();
+        engine.initialise(0).unwrap();
         fill(&mut engine);
         engine
     }
 }
 
 /// Parameters and running statistics by the formula of the goldens.
-fn fill<T: Real>(engine: &mut Engine<T>) {
+fn fill<T: Real>(engine: &mut Engine<cpu::Executor<T>>) {
     for entry in engine.states.entries.clone() {
         if !matches!(entry.kind, StateKind::Param | StateKind::Buffer) {
             continue;
@@ -74,7 +74,7 @@ fn fill<T: Real>(engine: &mut Engine<T>) {
         let shape = published_shape(entry.shape);
         write(engine, &entry, &wave::weight(prefix, name, shape.dims()));
     }
-    engine.loaded();
+    engine.loaded().unwrap();
 }
 
 fn published_shape(shape: Shape) -> Shape {
@@ -89,7 +89,7 @@ fn published(shape: Shape, values: Vec<f64>) -> Vec<f64> {
     HostTensor::new(shape, &values).unwrap().permute4(KRSC_TO_KCRS).unwrap().to_f64().unwrap()
 }
 
-fn write<T: Real>(engine: &mut Engine<T>, entry: &StateEntry, published: &[f64]) {
+fn write<T: Real>(engine: &mut Engine<cpu::Executor<T>>, entry: &StateEntry, published: &[f64]) {
     let mut values = HostTensor::new(published_shape(entry.shape), published).unwrap();
     if entry.shape.rank() == 4 {
         values = values.permute4(KCRS_TO_KRSC).unwrap();
@@ -99,28 +99,28 @@ fn write<T: Real>(engine: &mut Engine<T>, entry: &StateEntry, published: &[f64])
 }
 
 /// Sets a state of the student, by published name and layout.
-pub(crate) fn set_state<T: Real>(engine: &mut Engine<T>, name: &str, values: &[f64]) {
+pub(crate) fn set_state<T: Real>(engine: &mut Engine<cpu::Executor<T>>, name: &str, values: &[f64]) {
     let entry = engine.states.find(&format!("student.{name}")).unwrap().clone();
     write(engine, &entry, values);
-    engine.loaded();
+    engine.loaded().unwrap();
 }
 
 /// A state of the student, by published name and layout.
-pub(crate) fn state<T: Real>(engine: &Engine<T>, name: &str) -> Vec<f64> {
+pub(crate) fn state<T: Real>(engine: &Engine<cpu::Executor<T>>, name: &str) -> Vec<f64> {
     let entry = engine.states.find(&format!("student.{name}")).unwrap();
     let values = engine.executor.state(entry.offset, entry.shape.elements()).iter().map(|x| x.to_f64()).collect();
     published(entry.shape, values)
 }
 
 /// Every parameter and running statistic of the student.
-pub(crate) fn states<T: Real>(engine: &Engine<T>) -> BTreeMap<String, Vec<f64>> {
+pub(crate) fn states<T: Real>(engine: &Engine<cpu::Executor<T>>) -> BTreeMap<String, Vec<f64>> {
     let wanted = engine.states.entries.iter().filter(|e| matches!(e.kind, StateKind::Param | StateKind::Buffer));
     let names = wanted.filter_map(|e| e.name.strip_prefix("student."));
     names.map(|name| (name.to_string(), state(engine, name))).collect()
 }
 
 /// Gradients of the step that ran last, before clipping, decay and momentum, by published name and in that layout.
-pub(crate) fn gradients<T: Real>(engine: &Engine<T>) -> BTreeMap<String, Vec<f64>> {
+pub(crate) fn gradients<T: Real>(engine: &Engine<cpu::Executor<T>>) -> BTreeMap<String, Vec<f64>> {
     let plan = engine.plan();
     let of = |&(state, _, grad): &(spec::StateId, usize, Grad)| {
         let state = plan.graph.state(state);
@@ -132,7 +132,7 @@ pub(crate) fn gradients<T: Real>(engine: &Engine<T>) -> BTreeMap<String, Vec<f64
 }
 
 /// A value that the method names, of the micro-batch that ran last.
-pub(crate) fn output<T: Real>(engine: &Engine<T>, name: &str) -> Vec<f64> {
+pub(crate) fn output<T: Real>(engine: &Engine<cpu::Executor<T>>, name: &str) -> Vec<f64> {
     let plan = engine.plan();
     let (_, value) = plan.phases[0].losses.outputs.iter().find(|(output, _)| output == name).unwrap();
     engine.executor.read(plan, *value)
@@ -149,7 +149,7 @@ pub(crate) fn images(shape: &[usize], pixels: &[f64], labels: &[i32]) -> Inputs 
 }
 
 /// A step of one micro-batch.
-pub(crate) fn step<T: Real>(engine: &mut Engine<T>, inputs: Inputs, lr: f64) -> StepValues {
+pub(crate) fn step<T: Real>(engine: &mut Engine<cpu::Executor<T>>, inputs: Inputs, lr: f64) -> StepValues {
     let units = engine.plan().graph.units;
     let micros = [Micro { leaf: 0, units, inputs }];
     let slots = HashMap::from([("lr".to_string(), lr)]);

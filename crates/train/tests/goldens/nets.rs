@@ -32,7 +32,7 @@ impl Method for Tapped {
 }
 
 /// Of a golden network: its engine, and image and labels.
-fn build<T: Real>(golden: &Golden, precision: Precision, fusion: Fusion) -> (Engine<T>, Inputs) {
+fn build<T: Real>(golden: &Golden, precision: Precision, fusion: Fusion) -> (Engine<cpu::Executor<T>>, Inputs) {
     // The goldens' wide networks move all running statistics once.
     let wide = golden.attr["net"].as_str().unwrap().starts_with("wrn_");
     build_with(golden, (precision, fusion), wide.then_some(WrnBn::Once))
@@ -42,7 +42,7 @@ fn build_with<T: Real>(
     golden: &Golden,
     (precision, fusion): (Precision, Fusion),
     wrn_bn: Option<WrnBn>,
-) -> (Engine<T>, Inputs) {
+) -> (Engine<cpu::Executor<T>>, Inputs) {
     let name = golden.attr["net"].as_str().unwrap();
     let classes = golden.number("classes");
     let published = name.strip_prefix("imagenet_").unwrap_or(name);

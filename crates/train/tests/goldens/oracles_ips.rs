@@ -68,7 +68,10 @@ fn three_pairs() -> (Vec<f64>, [i32; 3], Vec<u8>) {
 }
 
 /// What the network saw, and the step's values, for three pairs.
-fn run(method: impl Method + 'static, (rows, labels, mask): (&[f64], &[i32], &[u8])) -> (Engine<f64>, StepValues) {
+fn run(
+    method: impl Method + 'static,
+    (rows, labels, mask): (&[f64], &[i32], &[u8]),
+) -> (Engine<cpu::Executor<f64>>, StepValues) {
     let mut engine = resnet8(method).engine(labels.len());
     let values = step(&mut engine, pairs(rows, labels, mask), 0.0);
     (engine, values)
@@ -181,7 +184,10 @@ fn oracle_1_nothing_or_everything_is_exchanged() {
 }
 
 /// Equal up to the order of sums.
-fn same_step((engine, values): &(Engine<f64>, StepValues), (other, other_values): &(Engine<f64>, StepValues)) {
+fn same_step(
+    (engine, values): &(Engine<cpu::Executor<f64>>, StepValues),
+    (other, other_values): &(Engine<cpu::Executor<f64>>, StepValues),
+) {
     let terms = |v: &StepValues| v.terms.iter().flat_map(|t| [t.1, t.2]).collect::<Vec<_>>();
     assert!(distance(&terms(values), &terms(other_values)) < 1e-12);
     let grads = gradients(other);

@@ -177,9 +177,10 @@ fn rank_main(run: &Run<'_>, network: fn() -> Box<dyn Network>, make: Make<'_>, c
     others.sort();
     others.dedup();
     let leaves = run.units[0].div_ceil(run.micro);
-    let sizes = Sizes { full, others, leaves, eval_batch: 4, threads: 1, reproducible: run.reproducible };
-    let mut engine = Engine::<f32>::new(&model, &compile(run.units[0]), &sizes, comm).unwrap();
-    engine.initialise(7);
+    let sizes = Sizes { full, others, leaves, eval_batch: 4, reproducible: run.reproducible };
+    let executor = cpu::Executor::<f32>::new(1).unwrap();
+    let mut engine = Engine::new(&model, &compile(run.units[0]), &sizes, executor, comm).unwrap();
+    engine.initialise(7).unwrap();
     if let Some(start) = run.start {
         for entry in engine.states.entries.clone() {
             let Some(values) = start.get(&entry.name) else { continue };
@@ -187,7 +188,7 @@ fn rank_main(run: &Run<'_>, network: fn() -> Box<dyn Network>, make: Make<'_>, c
             state.iter_mut().zip(values).for_each(|(s, v)| *s = *v as f32);
         }
     }
-    engine.loaded();
+    engine.loaded().unwrap();
     let ramps = spec.slots.iter().map(|s| (s.name.clone(), s.ramp.at(3)));
     let slots: HashMap<_, _> = ramps.chain([("lr".to_string(), run.lr)]).collect();
     let mut values = Vec::new();
@@ -226,15 +227,16 @@ pub(crate) fn run(_: &crate::Tiny, make: Make<'_>, run: &Run<'_>) -> Result {
 /// Logits of the evaluation head, after adding to every element of a state.
 pub(crate) fn logits(_: &crate::Tiny, make: Make<'_>, change: Option<(&str, f64)>) -> Vec<f64> {
     let model = model(tiny, make);
-    let sizes = Sizes { full: [4, 0], others: vec![], leaves: 1, eval_batch: 4, threads: 1, reproducible: true };
-    let mut engine = Engine::<f32>::new(&model, &compile(4), &sizes, Box::new(Solo::default())).unwrap();
-    engine.initialise(7);
+    let sizes = Sizes { full: [4, 0], others: vec![], leaves: 1, eval_batch: 4, reproducible: true };
+    let executor = cpu::Executor::<f32>::new(1).unwrap();
+    let mut engine = Engine::new(&model, &compile(4), &sizes, executor, Box::new(Solo::default())).unwrap();
+    engine.initialise(7).unwrap();
     if let Some((name, delta)) = change {
         let entry = engine.states.find(name).expect("a state of the model").clone();
         let state = engine.executor.state_mut(entry.offset, entry.shape.elements());
         state.iter_mut().enumerate().for_each(|(i, s)| *s += (delta * (i as f64).sin()) as f32);
     }
-    engine.loaded();
+    engine.loaded().unwrap();
     let own: Vec<_> = samples(0, 4).into_iter().map(|s| (s, 0)).collect();
     engine.evaluate(&[("image".to_string(), images(&own)), ("label".to_string(), labels(&own))]).unwrap().logits
 }

@@ -1,0 +1,103 @@
+//! A list run launch by launch, with all that each launch reads and writes brought to the host: the comparison with the CPU
+//! node by node, and the search for the first value that is not finite.
+
+use crate::bind::Address;
+use crate::error::CudaError;
+use crate::executor::{Executor, numbers};
+use crate::replay::stepped;
+use graph::Section;
+use plan::{Arena, Arg, Launch, NonFinite, Plan, Scalars};
+use std::ops::ControlFlow;
+use tensor::Dtype;
+
+/// A launch that ran, and the bytes of its operands, in the dtypes of the plan.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    pub launch: &'a Launch,
+    /// Before it ran. A carried input of an update is that of all micro-batches, `slot_bytes` apart.
+    pub inputs: Vec<Vec<u8>>,
+    pub states_before: Vec<Vec<u8>>,
+    pub outputs: Vec<Vec<u8>>,
+    pub states: Vec<Vec<u8>>,
+    pub slot_bytes: usize,
+}
+
+/// Which list is looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Looked {
+    pub phase: usize,
+    pub section: Section,
+    /// The rank's micro-batch, in a body.
+    pub slot: usize,
+}
+
+impl Executor {
+    /// Runs a body or update launch by launch and shows each launch with its operands, until `visit` breaks off. What the list
+    /// commits is committed.
+    pub fn inspect<B>(
+        &mut self,
+        plan: &Plan,
+        looked: Looked,
+        scalars: &Scalars,
+        mut visit: impl FnMut(&Seen<'_>) -> ControlFlow<B>,
+    ) -> Result<Option<B>, CudaError> {
+        let Looked { phase, section, slot } = looked;
+        self.begin(scalars)?;
+        if section == Section::Body {
+            self.unslot(plan, phase, slot)?;
+        }
+        let launches = plan.section(phase, section);
+        let slot_bytes = plan.placement.layout.carry_bytes;
+        let places = |args: &[Arg]| -> Vec<(Address, usize)> {
+            let place = |a: &Arg| {
+                let bytes = a.shape.elements() * a.dtype.size();
+                let all = a.loc.arena == Arena::Carry && section == Section::Update;
+                let more = if all { (scalars.micro_units.len().max(1) - 1) * slot_bytes } else { 0 };
+                (self.map().address(plan, a, section), bytes + more)
+            };
+            args.iter().map(place).collect()
+        };
+        for (i, step) in self.steps_of(plan, phase, section).iter().enumerate() {
+            let Some(launch) = launches.get(i) else {
+                stepped(step, &self.stream)?; // the executor's own upkeep
+                continue;
+            };
+            let (inputs, states_before) = (self.fetch(&places(&launch.inputs))?, self.fetch(&places(&launch.states))?);
+            stepped(step, &self.stream)?;
+            let (outputs, states) = (self.fetch(&places(&launch.outputs))?, self.fetch(&places(&launch.states))?);
+            let seen = Seen { launch, inputs, states_before, outputs, states, slot_bytes };
+            if let ControlFlow::Break(found) = visit(&seen) {
+                return Ok(Some(found));
+            }
+        }
+        if section == Section::Body {
+            self.enslot(plan, phase, slot)?;
+        }
+        Ok(None)
+    }
+
+    /// Runs a body launch by launch and names the first whose output is not finite.
+    pub fn first_nonfinite(
+        &mut self,
+        plan: &Plan,
+        phase: usize,
+        slot: usize,
+        scalars: &Scalars,
+    ) -> Result<Option<NonFinite>, CudaError> {
+        self.begin(scalars)?;
+        self.unslot(plan, phase, slot)?;
+        let launches = plan.section(phase, Section::Body);
+        for (step, launch) in self.steps_of(plan, phase, Section::Body).iter().zip(launches) {
+            stepped(step, &self.stream)?;
+            for output in launch.outputs.iter().filter(|o| matches!(o.dtype, Dtype::F32 | Dtype::Bf16)) {
+                let place =
+                    (self.map().address(plan, output, Section::Body), output.shape.elements() * output.dtype.size());
+                let bytes = self.fetch(&[place])?.swap_remove(0);
+                if numbers(&bytes, output.dtype).iter().any(|x| !x.is_finite()) {
+                    return Ok(Some(NonFinite { path: step.path.clone(), op: step.op }));
+                }
+            }
+        }
+        Ok(None)
+    }
+}

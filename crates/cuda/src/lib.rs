@@ -1,0 +1,41 @@
+//! CUDA backend: from a plan to kernel launches at device addresses, launch by launch or as captured graphs.
+//!
+//! Invariant: it knows no network and no method. Everything between a plan's launch and its kernels is a pure function
+//! (`bind`), tested without a GPU; the driver is behind one file (`driver`).
+
+mod arena;
+pub mod bind;
+mod bn;
+mod conv;
+mod conv_depthwise;
+mod driver;
+mod elementwise;
+mod error;
+mod executor;
+mod image;
+mod input;
+mod inspect;
+mod loss;
+mod loss_rows;
+mod matmul;
+mod module;
+mod part;
+mod pool;
+mod program;
+mod rank;
+mod replay;
+mod rows;
+mod run_op;
+mod scalars;
+mod transfer;
+mod update;
+
+pub use bind::Math;
+pub use driver::{Facts, devices};
+pub use error::{CudaError, Fault};
+pub use executor::Executor;
+pub use inspect::{Looked, Seen};
+pub use module::stems;
+pub use part::Part;
+pub use replay::{Mode, Timing};
+pub use run_op::OpRun;

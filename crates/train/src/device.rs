@@ -1,0 +1,126 @@
+//! Where a run computes, and the one place that makes executors.
+
+use crate::error::TrainError;
+use crate::executor::Executor;
+use plan::Storage;
+use spec::Precision;
+use std::fmt::{Display, Formatter};
+use std::str::FromStr;
+
+/// `cpu`, `cuda` (the first GPU) or `cuda:N`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Cpu,
+    /// The GPU of this number, from 0; ranks of one process take the ones after it.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = TrainError;
+
+    fn from_str(text: &str) -> Result<Device, TrainError> {
+        let numbered = text.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Device::Cuda);
+        match text {
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            _ => numbered.ok_or_else(|| {
+                TrainError::Device(format!("expected cpu, cuda or cuda:N (N counts the GPUs from 0), got {text:?}"))
+            }),
+        }
+    }
+}
+
+impl Display for Device {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(n) => write!(f, "cuda:{n}"),
+        }
+    }
+}
+
+impl Device {
+    /// The device of a run that computes in `precision`: the wanted one, else the first GPU that works, else the CPU. Errors: the wanted
+    /// one is not there, or cannot do that.
+    pub fn choose(wanted: Option<Device>, precision: Precision) -> Result<Device, TrainError> {
+        match wanted {
+            Some(Device::Cpu) => Ok(Device::Cpu),
+            Some(Device::Cuda(_)) if precision == Precision::F64 => {
+                let what = "train.precision = \"f64\" is computed on the CPU alone; use --device cpu, or f32";
+                Err(TrainError::Device(what.to_string()))
+            }
+            Some(Device::Cuda(ordinal)) => {
+                let count = cuda::devices()?.len();
+                let missing = TrainError::Cuda(cuda::CudaError::Ordinal { ordinal, count });
+                if ordinal < count { Ok(Device::Cuda(ordinal)) } else { Err(missing) }
+            }
+            None if precision == Precision::F64 => Ok(Device::Cpu),
+            None => Ok(if cuda::devices().is_ok_and(|d| !d.is_empty()) { Device::Cuda(0) } else { Device::Cpu }),
+        }
+    }
+
+    /// How its executor places values.
+    pub(crate) fn storage(self, precision: Precision) -> Storage {
+        match self {
+            Device::Cpu if precision == Precision::F64 => Storage::CpuF64,
+            Device::Cpu => Storage::CpuF32,
+            Device::Cuda(_) => Storage::Device,
+        }
+    }
+}
+
+/// Work for an executor, whichever it is.
+pub(crate) trait Job {
+    type Output;
+
+    /// `make` opens the executor of a rank.
+    fn run<E: Executor>(self, make: impl Fn(usize) -> Result<E, TrainError> + Sync)
+    -> Result<Self::Output, TrainError>;
+}
+
+/// Gives the job the kind of executor that computes in `precision` on the device, with so many threads on the CPU.
+pub(crate) fn executor<J: Job>(
+    device: Device,
+    precision: Precision,
+    threads: usize,
+    job: J,
+) -> Result<J::Output, TrainError> {
+    match (device, precision) {
+        (Device::Cpu, Precision::F64) => job.run(|_| Ok(cpu::Executor::<f64>::new(threads)?)),
+        (Device::Cpu, _) => job.run(|_| Ok(cpu::Executor::<f32>::new(threads)?)),
+        (Device::Cuda(first), _) => {
+            let math = if precision == Precision::Tf32 { cuda::Math::Tf32 } else { cuda::Math::F32 };
+            job.run(|rank| Ok(cuda::Executor::new(first + rank, cuda::Mode::from_env(), math)?))
+        }
+    }
+}
+
+/// Cores of this machine, as far as this process may use them.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_and_written() {
+        for (text, device) in [("cpu", Device::Cpu), ("cuda:0", Device::Cuda(0)), ("cuda:13", Device::Cuda(13))] {
+            assert_eq!(text.parse::<Device>().unwrap(), device);
+            assert_eq!(device.to_string(), text);
+        }
+        assert_eq!("cuda".parse::<Device>().unwrap(), Device::Cuda(0));
+        for text in ["", "gpu", "CPU", "cuda:", "cuda:-1", "cuda:x", "cpu:0"] {
+            let error = text.parse::<Device>().unwrap_err().to_string();
+            assert!(error.contains("cpu, cuda or cuda:N"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn f64_is_refused_on_a_gpu() {
+        let error = Device::choose(Some(Device::Cuda(0)), Precision::F64).unwrap_err().to_string();
+        assert!(error.contains("f64") && error.contains("--device cpu"), "{error}");
+        assert_eq!(Device::choose(None, Precision::F64).unwrap(), Device::Cpu);
+    }
+}

@@ -1,0 +1,186 @@
+//! What a run asks of the machine that computes. There are two: the CPU (`cpu::Executor`, here) and CUDA.
+
+use crate::error::TrainError;
+use crate::session::plural;
+use cpu::Real;
+use plan::{NonFinite, Plan, Scalars, StateTable, Storage};
+use spec::ValueId;
+use tensor::HostTensor;
+
+/// Memory of one rank, and what runs plans on it. Work may go on after a call returns; whatever gives values to the host waits
+/// for it. Every error is one of the machine, or of an input that does not fit.
+pub trait Executor: Sized + 'static {
+    /// What states and reduced values are stored as.
+    type Real: Real;
+    /// A copy of a phase's range of the reduce arena, in the executor's memory.
+    type Part;
+
+    /// Name and size of the machine, for people.
+    fn describe(&self) -> String;
+
+    /// How plans must place values to run here.
+    fn storage(&self) -> Storage;
+
+    /// Makes room for all plans of a run, its states and the carried values of `micro_batches`: called once, before all else.
+    fn reserve(&mut self, plans: &[&Plan], states: &StateTable, micro_batches: usize) -> Result<(), TrainError>;
+
+    /// Runs what depends on frozen state alone. Needed after the state was loaded, and when another plan was prepared.
+    fn prepare(&mut self, plan: &Plan) -> Result<(), TrainError>;
+
+    /// Fills an input of the plan's next bodies; it stays until it is filled again, or one of another plan is. Inputs that the plan
+    /// has not are ignored. Floats are converted.
+    fn set_input(&mut self, plan: &Plan, name: &str, data: &HostTensor) -> Result<(), TrainError>;
+
+    /// Runs the body of a phase for one micro-batch. `slot` counts the rank's micro-batches of the step.
+    fn body(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) -> Result<(), TrainError>;
+
+    /// Runs the update of a phase on reduced gradients and all carried values.
+    fn update(&mut self, plan: &Plan, phase: usize, scalars: &Scalars) -> Result<(), TrainError>;
+
+    /// A phase of a step of one micro-batch on one rank: body, then update.
+    fn phase(&mut self, plan: &Plan, phase: usize, scalars: &Scalars) -> Result<(), TrainError> {
+        self.body(plan, phase, 0, scalars)?;
+        self.update(plan, phase, scalars)
+    }
+
+    /// Runs a body launch by launch and finds the first whose output is not finite.
+    fn first_nonfinite(
+        &mut self,
+        plan: &Plan,
+        phase: usize,
+        slot: usize,
+        scalars: &Scalars,
+    ) -> Result<Option<NonFinite>, TrainError>;
+
+    /// Copies what a phase's body left to be reduced.
+    fn take_part(&mut self, plan: &Plan, phase: usize) -> Result<Self::Part, TrainError>;
+
+    /// `left` += `right`, element by element.
+    fn add_parts(&mut self, left: &mut Self::Part, right: &Self::Part) -> Result<(), TrainError>;
+
+    /// Gives the update a part in place of what the last body left.
+    fn put_part(&mut self, plan: &Plan, phase: usize, part: &Self::Part) -> Result<(), TrainError>;
+
+    /// Zeros the phase's range: before a body that does not make all of it.
+    fn clear_reduce(&mut self, plan: &Plan, phase: usize) -> Result<(), TrainError>;
+
+    fn part_to_host(&self, part: &Self::Part) -> Result<Vec<Self::Real>, TrainError>;
+
+    fn part_from_host(&mut self, values: &[Self::Real]) -> Result<Self::Part, TrainError>;
+
+    /// The carried values of the first `slots` micro-batches: `carry_bytes` of the plan's layout each.
+    fn carry_to_host(&mut self, plan: &Plan, slots: usize) -> Result<Vec<u8>, TrainError>;
+
+    /// Sets the carried values of as many micro-batches, from the first.
+    fn carry_from_host(&mut self, plan: &Plan, bytes: &[u8]) -> Result<(), TrainError>;
+
+    /// The elements of a float value that is still in memory.
+    fn read(&self, plan: &Plan, value: ValueId) -> Result<Vec<f64>, TrainError>;
+
+    /// As `read`, of several: a step reads its losses at once.
+    fn read_all(&self, plan: &Plan, values: &[ValueId]) -> Result<Vec<Vec<f64>>, TrainError> {
+        values.iter().map(|&value| self.read(plan, value)).collect()
+    }
+
+    /// The elements of a state at `offset` (bytes) of the table.
+    fn state(&self, offset: usize, elements: usize) -> Result<Vec<Self::Real>, TrainError>;
+
+    fn set_state(&mut self, offset: usize, values: &[Self::Real]) -> Result<(), TrainError>;
+}
+
+impl<T: Real> Executor for cpu::Executor<T> {
+    type Real = T;
+    type Part = Vec<T>;
+
+    fn describe(&self) -> String {
+        format!("CPU, {} thread{}", self.threads(), plural(self.threads()))
+    }
+
+    fn storage(&self) -> Storage {
+        if size_of::<T>() == 8 { Storage::CpuF64 } else { Storage::CpuF32 }
+    }
+
+    fn reserve(&mut self, plans: &[&Plan], states: &StateTable, micro_batches: usize) -> Result<(), TrainError> {
+        plans.iter().for_each(|plan| self.reserve(plan, states, micro_batches));
+        Ok(())
+    }
+
+    fn prepare(&mut self, plan: &Plan) -> Result<(), TrainError> {
+        self.prepare(plan);
+        Ok(())
+    }
+
+    fn set_input(&mut self, plan: &Plan, name: &str, data: &HostTensor) -> Result<(), TrainError> {
+        Ok(self.set_input(plan, name, data)?)
+    }
+
+    fn body(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) -> Result<(), TrainError> {
+        self.body(plan, phase, slot, scalars);
+        Ok(())
+    }
+
+    fn update(&mut self, plan: &Plan, phase: usize, scalars: &Scalars) -> Result<(), TrainError> {
+        self.update(plan, phase, scalars);
+        Ok(())
+    }
+
+    fn first_nonfinite(
+        &mut self,
+        plan: &Plan,
+        phase: usize,
+        slot: usize,
+        scalars: &Scalars,
+    ) -> Result<Option<NonFinite>, TrainError> {
+        Ok(self.first_nonfinite(plan, phase, slot, scalars))
+    }
+
+    fn take_part(&mut self, plan: &Plan, phase: usize) -> Result<Vec<T>, TrainError> {
+        Ok(self.reduce_mut(plan, phase).to_vec())
+    }
+
+    fn add_parts(&mut self, left: &mut Vec<T>, right: &Vec<T>) -> Result<(), TrainError> {
+        left.iter_mut().zip(right).for_each(|(l, r)| *l += *r);
+        Ok(())
+    }
+
+    fn put_part(&mut self, plan: &Plan, phase: usize, part: &Vec<T>) -> Result<(), TrainError> {
+        self.reduce_mut(plan, phase).copy_from_slice(part);
+        Ok(())
+    }
+
+    fn clear_reduce(&mut self, plan: &Plan, phase: usize) -> Result<(), TrainError> {
+        self.reduce_mut(plan, phase).fill(T::ZERO);
+        Ok(())
+    }
+
+    fn part_to_host(&self, part: &Vec<T>) -> Result<Vec<T>, TrainError> {
+        Ok(part.clone())
+    }
+
+    fn part_from_host(&mut self, values: &[T]) -> Result<Vec<T>, TrainError> {
+        Ok(values.to_vec())
+    }
+
+    fn carry_to_host(&mut self, plan: &Plan, slots: usize) -> Result<Vec<u8>, TrainError> {
+        Ok(self.carry_mut(plan, slots).to_vec())
+    }
+
+    fn carry_from_host(&mut self, plan: &Plan, bytes: &[u8]) -> Result<(), TrainError> {
+        let slots = bytes.len() / plan.placement.layout.carry_bytes.max(1);
+        self.carry_mut(plan, slots).copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn read(&self, plan: &Plan, value: ValueId) -> Result<Vec<f64>, TrainError> {
+        Ok(self.read(plan, value))
+    }
+
+    fn state(&self, offset: usize, elements: usize) -> Result<Vec<T>, TrainError> {
+        Ok(self.state(offset, elements).to_vec())
+    }
+
+    fn set_state(&mut self, offset: usize, values: &[T]) -> Result<(), TrainError> {
+        self.state_mut(offset, values.len()).copy_from_slice(values);
+        Ok(())
+    }
+}

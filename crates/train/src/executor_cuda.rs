@@ -1,0 +1,102 @@
+//! The second executor: a GPU.
+
+use crate::error::TrainError;
+use crate::executor::Executor;
+use plan::{NonFinite, Plan, Scalars, StateTable, Storage};
+use spec::ValueId;
+use tensor::HostTensor;
+
+impl Executor for cuda::Executor {
+    type Real = f32;
+    type Part = cuda::Part;
+
+    fn describe(&self) -> String {
+        self.describe()
+    }
+
+    fn storage(&self) -> Storage {
+        self.storage()
+    }
+
+    fn reserve(&mut self, plans: &[&Plan], states: &StateTable, micro_batches: usize) -> Result<(), TrainError> {
+        Ok(self.reserve(plans, states, micro_batches)?)
+    }
+
+    fn prepare(&mut self, plan: &Plan) -> Result<(), TrainError> {
+        Ok(self.prepare(plan)?)
+    }
+
+    fn set_input(&mut self, plan: &Plan, name: &str, data: &HostTensor) -> Result<(), TrainError> {
+        Ok(self.set_input(plan, name, data)?)
+    }
+
+    fn body(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) -> Result<(), TrainError> {
+        Ok(self.body(plan, phase, slot, scalars)?)
+    }
+
+    fn update(&mut self, plan: &Plan, phase: usize, scalars: &Scalars) -> Result<(), TrainError> {
+        Ok(self.update(plan, phase, scalars)?)
+    }
+
+    fn phase(&mut self, plan: &Plan, phase: usize, scalars: &Scalars) -> Result<(), TrainError> {
+        Ok(self.phase(plan, phase, scalars)?)
+    }
+
+    fn first_nonfinite(
+        &mut self,
+        plan: &Plan,
+        phase: usize,
+        slot: usize,
+        scalars: &Scalars,
+    ) -> Result<Option<NonFinite>, TrainError> {
+        Ok(self.first_nonfinite(plan, phase, slot, scalars)?)
+    }
+
+    fn take_part(&mut self, plan: &Plan, phase: usize) -> Result<cuda::Part, TrainError> {
+        Ok(self.take_part(plan, phase)?)
+    }
+
+    fn add_parts(&mut self, left: &mut cuda::Part, right: &cuda::Part) -> Result<(), TrainError> {
+        Ok(self.add_parts(left, right)?)
+    }
+
+    fn put_part(&mut self, plan: &Plan, phase: usize, part: &cuda::Part) -> Result<(), TrainError> {
+        Ok(self.put_part(plan, phase, part)?)
+    }
+
+    fn clear_reduce(&mut self, plan: &Plan, phase: usize) -> Result<(), TrainError> {
+        Ok(self.clear_reduce(plan, phase)?)
+    }
+
+    fn part_to_host(&self, part: &cuda::Part) -> Result<Vec<f32>, TrainError> {
+        Ok(self.part_to_host(part)?)
+    }
+
+    fn part_from_host(&mut self, values: &[f32]) -> Result<cuda::Part, TrainError> {
+        Ok(self.part_from_host(values)?)
+    }
+
+    fn carry_to_host(&mut self, plan: &Plan, slots: usize) -> Result<Vec<u8>, TrainError> {
+        Ok(self.carry_to_host(plan, slots)?)
+    }
+
+    fn carry_from_host(&mut self, plan: &Plan, bytes: &[u8]) -> Result<(), TrainError> {
+        Ok(self.carry_from_host(plan, bytes)?)
+    }
+
+    fn read(&self, plan: &Plan, value: ValueId) -> Result<Vec<f64>, TrainError> {
+        Ok(self.read(plan, value)?)
+    }
+
+    fn read_all(&self, plan: &Plan, values: &[ValueId]) -> Result<Vec<Vec<f64>>, TrainError> {
+        Ok(self.read_all(plan, values)?)
+    }
+
+    fn state(&self, offset: usize, elements: usize) -> Result<Vec<f32>, TrainError> {
+        Ok(self.state(offset, elements)?)
+    }
+
+    fn set_state(&mut self, offset: usize, values: &[f32]) -> Result<(), TrainError> {
+        Ok(self.set_state(offset, values)?)
+    }
+}
