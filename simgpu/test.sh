@@ -61,7 +61,9 @@ planted() {
     failures=$((failures + 1))
   fi
   for flavour in plain asan tsan; do
-    for schedule in "${schedules[@]}"; do
+    local some=("${schedules[@]}")
+    [[ $flavour == plain ]] || some=("${schedules[2]}" "${schedules[3]}")
+    for schedule in "${some[@]}"; do
       if ! run $flavour $schedule "$out/planted" "$1_good" >"$log" 2>&1; then
         echo "FAILED: $1, the correct twin, does not pass ($flavour, $schedule)" && tail -n 12 "$log"
         failures=$((failures + 1))

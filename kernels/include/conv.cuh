@@ -207,7 +207,12 @@ template <class T, bool VEC, int V> DEVICE void read_chunk(const T *from, int co
   }
 }
 template <class T, bool VEC, int V> DEVICE void write_chunk(T *to, int count, const float (&v)[V]) {
-  if (VEC) {
+  if (VEC && sizeof(T) == 2) {
+    uint32_t pairs[4];
+#pragma unroll
+    for (int e = 0; e < 4; e++) pairs[e] = to_bf16x2(v[2 * e % V], v[(2 * e + 1) % V]);
+    *reinterpret_cast<uint4 *>(to) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+  } else if (VEC) {
     Pack<T> pack;
 #pragma unroll
     for (int e = 0; e < V; e++) pack.v[e] = from_f32<T>(v[e]);

@@ -160,6 +160,13 @@ template <class Math_, int BM_, int BN_, Along ALONG_A, Along ALONG_B> struct Ge
     __syncthreads();  // the stages are free for the epilogue
   }
 
+  // Two values as `T` stores them.
+  DEVICE static float2 stored(float x, float y) {
+    if (sizeof(T) == 4) return make_float2(x, y);
+    const uint32_t both = to_bf16x2(x, y);
+    return make_float2(__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u));
+  }
+
   // Mean and sum of squared deviations of each column over the tile's first `rows` rows, of values as `T` stores them: each column is
   // summed once for its mean, then about it. `moment(column, mean, m2)` is called once per column.
   template <class Moment> DEVICE void column_moments(int rows, const Moment &moment) {
@@ -169,18 +176,28 @@ template <class Math_, int BM_, int BN_, Along ALONG_A, Along ALONG_B> struct Ge
 #pragma unroll
     for (int pass = 0; pass < 2; pass++) {
 #pragma unroll
-      for (int c = 0; c < NT * 2; c++) {
-        sum[c] = 0.f;
+      for (int c = 0; c < NT * 2; c += 2) {
+        sum[c] = sum[c + 1] = 0.f;
 #pragma unroll
         for (int i = 0; i < MT; i++)
 #pragma unroll
           for (int half = 0; half < 2; half++) {
-            const float stored = to_f32(from_f32<T>(acc[i * NT + c / 2][2 * half + c % 2])), d = stored - mean[c];
-            if (m + 16 * i + g + 8 * half < rows) sum[c] += pass == 0 ? stored : d * d;
+            const float2 y = stored(acc[i * NT + c / 2][2 * half], acc[i * NT + c / 2][2 * half + 1]);
+            const float dx = y.x - mean[c], dy = y.y - mean[c + 1];
+            if (m + 16 * i + g + 8 * half < rows) {
+              sum[c] += pass == 0 ? y.x : dx * dx;
+              sum[c + 1] += pass == 0 ? y.y : dy * dy;
+            }
           }
 #pragma unroll
-        for (int d = 4; d < 32; d *= 2) sum[c] += __shfl_xor_sync(0xffffffffu, sum[c], d);
-        if (g == 0) part[threadIdx.x / 64 * BN + n + c / 2 * 8 + 2 * q + c % 2] = sum[c];
+        for (int d = 4; d < 32; d *= 2) {
+          sum[c] += __shfl_xor_sync(0xffffffffu, sum[c], d);
+          sum[c + 1] += __shfl_xor_sync(0xffffffffu, sum[c + 1], d);
+        }
+        if (g == 0) {
+          float *to = part + threadIdx.x / 64 * BN + n + c / 2 * 8 + 2 * q;
+          to[0] = sum[c], to[1] = sum[c + 1];
+        }
       }
       __syncthreads();
 #pragma unroll

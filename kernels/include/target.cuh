@@ -34,6 +34,17 @@ DEVICE bf16 to_bf16(float f) {
 #endif
 }
 
+// Two numbers rounded at once, `low` in the lower half: one instruction at full rate, where two single ones are slow.
+DEVICE uint32_t to_bf16x2(float low, float high) {
+#ifdef __CUDACC__
+  uint32_t r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+#else
+  return to_bf16(low).bits | (uint32_t)to_bf16(high).bits << 16;
+#endif
+}
+
 // Rounds to tf32, ties away from zero, as the tensor core wants its operands.
 DEVICE uint32_t to_tf32(float f) {
 #ifdef __CUDACC__

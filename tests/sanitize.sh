@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# All kernels under sanitizers: tests/sanitize.sh [short]. The op table of crates/cuda runs on the stand-in GPU in two flavours: ASan with
+# UBSan (accesses out of bounds, undefined arithmetic), then TSan (races on shared memory within a block). `short` leaves the
+# slowest cases to TSan's full run.
+# Needs Rust and g++ with its sanitizers; no GPU. Then the tests of the stand-in itself, which prove that planted bugs are found.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mode=${1:-all}
+case $mode in
+  all) slow=() ;;
+  # What takes over a minute under TSan stays out; each family keeps some cases.
+  short) slow=(--skip conv::statistics --skip conv::every_tile --skip conv::groups --skip conv::any --skip bn::statistics --skip bn::gradient_sums
+    --skip loss::not_a_number --skip loss::row_losses_one) ;;
+  *) echo "tests/sanitize.sh: unknown mode $mode; expected nothing or short" >&2; exit 2 ;;
+esac
+target=${CARGO_TARGET_DIR:-target}
+runner=CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER
+asan=$(realpath "$(gcc -print-file-name=libasan.so)")
+tsan=$(realpath "$(gcc -print-file-name=libtsan.so)")
+
+step() { printf '\n== %s\n' "$*"; }
+
+# ops FOLDER RUNNER TEST-ARGUMENTS...
+ops() {
+  SIMGPU=$1 env "$runner=$2" cargo test --release -p cuda --test ops -- "${@:3}"
+}
+
+for flavour in asan tsan; do
+  step "build the stand-in, $flavour" && simgpu/build.sh "$target/simgpu-$flavour" $flavour
+done
+folder=$(cd "$target" && pwd)
+step "op table, ASan and UBSan"
+ops "$folder/simgpu-asan" "env LD_PRELOAD=$asan ASAN_OPTIONS=detect_leaks=0" --test-threads=1
+step "op table, TSan"
+options=ignore_noninstrumented_modules=1:exitcode=66:halt_on_error=1
+ops "$folder/simgpu-tsan" "setarch -R env LD_PRELOAD=$tsan TSAN_OPTIONS=$options" --test-threads="$(nproc)" "${slow[@]}"
+step "planted bugs" && simgpu/test.sh "$folder/simgpu-test"
