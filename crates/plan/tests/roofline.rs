@@ -58,7 +58,13 @@ const ROWS: [Row; 5] = [
     Row { name: "resnet18", gflop: 10.65, megabytes: [106.8, 71.6], kernels: [194, 124], known: [POOL, 0.0] },
     Row { name: "resnet34", gflop: 21.75, megabytes: [163.2, 109.7], kernels: [354, 220], known: [POOL, 0.0] },
     Row { name: "cifar_resnet18", gflop: 3.33, megabytes: [27.2, 18.9], kernels: [192, 122], known: [0.0, 0.0] },
-    Row { name: "wrn_40_2", gflop: 1.96, megabytes: [31.7, 22.4], kernels: [375, 252], known: [0.0, WRN_FORK + WRN_SUMS] },
+    Row {
+        name: "wrn_40_2",
+        gflop: 1.96,
+        megabytes: [31.7, 22.4],
+        kernels: [375, 252],
+        known: [0.0, WRN_FORK + WRN_SUMS],
+    },
 ];
 
 /// Bytes within 1.35 % of the count and what is known to differ (the gradient norm, which the count leaves out, and three image
