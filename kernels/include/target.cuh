@@ -52,7 +52,9 @@ DEVICE uint32_t to_tf32(float f) {
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(f));
   return r;
 #else
-  return (__float_as_uint(f) + 0x1000) & 0xffffe000u;
+  const uint32_t u = __float_as_uint(f);
+  if ((u & 0x7fffffff) > 0x7f800000) return 0x7fffffff;
+  return (u + 0x1000) & 0xffffe000u;
 #endif
 }
 

@@ -1,7 +1,7 @@
 //! Flags that several commands share, and how they become edits of the recipe.
 
 use crate::error::CliError;
-use crate::{cmd_averaging, cmd_eval, cmd_export, cmd_features, cmd_import, cmd_pack};
+use crate::{cmd_averaging, cmd_bench, cmd_eval, cmd_export, cmd_features, cmd_import, cmd_pack};
 use crate::{cmd_plan, cmd_predict, cmd_step, cmd_train};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -25,6 +25,7 @@ pub(crate) enum Command {
     Eval(cmd_eval::EvalArgs),
     Plan(cmd_plan::PlanArgs),
     Step(cmd_step::StepArgs),
+    Bench(cmd_bench::BenchArgs),
     Pack(cmd_pack::PackArgs),
     Import(cmd_import::ImportArgs),
     Export(cmd_export::ExportArgs),
@@ -41,7 +42,7 @@ pub(crate) enum Color {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 64 usage or recipe, 65 bad data, 70 a bug, 74 a checkpoint could not be written or read,
+Exit codes: 0 done, 1 a comparison found a difference, 64 usage or recipe, 65 bad data, 70 a bug, 71 a GPU failed, 74 a checkpoint could not be written or read,
 75 stopped with a good checkpoint (run again to go on), 78 a check before the start failed, 79 not finite,
 130 and 143 stopped by INT and TERM";
 

@@ -30,7 +30,7 @@ pub(crate) struct EvalArgs {
     /// The moving average of the run's weights
     #[arg(long)]
     ema: bool,
-    /// What computes: cpu, cuda or cuda:N [default: cpu]
+    /// What computes: cpu, cuda or cuda:N [default: the first GPU that works, else the CPU]
     #[arg(long)]
     device: Option<Device>,
     /// Also each class

@@ -36,7 +36,7 @@ pub(crate) struct FeaturesArgs {
     /// How images are brought to size
     #[arg(long, value_enum, default_value_t = ResizeArg::Recipe)]
     resize: ResizeArg,
-    /// What computes: cpu, cuda or cuda:N [default: cpu]
+    /// What computes: cpu, cuda or cuda:N [default: the first GPU that works, else the CPU]
     #[arg(long)]
     device: Option<Device>,
     #[command(flatten)]

@@ -6,7 +6,7 @@ use crate::output::Terminal;
 use clap::{Args, ValueEnum};
 use plan::Fusion;
 use std::path::PathBuf;
-use train::{Exit, PlanOptions};
+use train::{Exit, Footprint, PlanOptions};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -53,10 +53,22 @@ pub(crate) fn run(args: &PlanArgs, terminal: &Terminal) -> Result<Exit, CliError
         FusionArg::Off => Fusion::Off,
         FusionArg::Full => Fusion::Full,
     };
+    // What a GPU would need is that of the recipe as it runs.
+    let as_run = args.image.is_none() && args.fusion == FusionArg::Full;
+    let footprint = (args.memory && as_run).then(|| train::footprint(&loaded)).and_then(Result::ok);
     let plan = train::plan_of(loaded, PlanOptions { fusion, image: args.image })?;
     let text = match (args.graph, args.memory) {
         (true, _) => plan.graph.to_string(),
-        (false, true) => plan::summary(&plan),
+        (false, true) => {
+            let on_gpu = |f: Footprint| {
+                format!(
+                    "on a GPU: {:.1} MB with all copies and the evaluation, {} commands\n",
+                    f.bytes as f64 / 1e6,
+                    f.commands
+                )
+            };
+            plan::summary(&plan) + &footprint.map(on_gpu).unwrap_or_default()
+        }
         (false, false) => plan.to_string(),
     };
     terminal.print(text.trim_end())?;

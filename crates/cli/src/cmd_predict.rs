@@ -32,7 +32,7 @@ pub(crate) struct PredictArgs {
     /// Most likely classes to show
     #[arg(long, value_name = "K", default_value_t = 1)]
     topk: usize,
-    /// What computes: cpu, cuda or cuda:N [default: cpu]
+    /// What computes: cpu, cuda or cuda:N [default: the first GPU that works, else the CPU]
     #[arg(long)]
     device: Option<Device>,
     /// A JSON object a line

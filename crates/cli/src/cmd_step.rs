@@ -5,13 +5,14 @@ use crate::error::CliError;
 use crate::output::Terminal;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
-use train::{Device, Exit, ReplayOptions, Wanted, WantedTensor, Warmup};
+use train::{Compared, Device, Exit, NodeError, ReplayOptions, Wanted, WantedTensor, Warmup};
 
 const EXAMPLES: &str = "\
 Examples:
   retort step recipe.toml --describe
   retort step recipe.toml --weights w.safetensors --batch b.safetensors --out o.safetensors --precision f64
   retort step recipe.toml --weights w.safetensors --teacher t.safetensors --batch b.safetensors --out o.safetensors -n 3
+  retort step recipe.toml --weights w.safetensors --batch b.safetensors --out o.safetensors --device cuda --against cpu
 
 Files are safetensors with published PyTorch names and layouts (KCRS, NCHW): the student's plain, a method's modules under method.,
 each teacher in a file of its own. The batch has `image` (normalised floats) or `image.<view>`, `label`, `index`, and what is drawn
@@ -53,10 +54,12 @@ pub(crate) struct StepArgs {
     /// Scale the learning rate by the schedule's warm-up
     #[arg(long)]
     warmup: bool,
-    /// What computes: cpu, cuda or cuda:N [default: cpu]
+    /// What computes: cpu, cuda or cuda:N [default: the first GPU that works, else the CPU]
     #[arg(long)]
     device: Option<Device>,
-    /// Also run in f64 on the CPU, and print how far each result is from that
+    /// Also compare: cpu runs the first step on the GPU launch by launch, each beside the CPU's op on equal inputs, and names the
+    /// first launch past its bound (exit code 1), else the worst; f64 runs all on the CPU in f64, and prints how far each result
+    /// is from that
     #[arg(long, value_enum)]
     against: Option<Against>,
     #[command(flatten)]
@@ -66,6 +69,7 @@ pub(crate) struct StepArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Against {
     Cpu,
+    F64,
 }
 
 pub(crate) fn run(args: &StepArgs, terminal: &Terminal) -> Result<Exit, CliError> {
@@ -92,18 +96,40 @@ pub(crate) fn run(args: &StepArgs, terminal: &Terminal) -> Result<Exit, CliError
     for (name, value) in scalars {
         terminal.print(format!("{name:<24} {:.9}", value.to_f64().map_err(train::TrainError::from)?[0]))?;
     }
-    if args.against.is_some() {
-        let exact = args.edits.load_with(&args.recipe, &["train.precision=\"f64\"".to_string()])?;
-        let exact = train::compute(exact, &ReplayOptions { device: Some(Device::Cpu), ..options })?;
-        for (name, value) in &results {
-            let (got, want) = (
-                value.to_f64().map_err(train::TrainError::from)?,
-                exact[name].to_f64().map_err(train::TrainError::from)?,
-            );
-            terminal.print(format!("{name:<48} {:.1e}", distance(&got, &want)))?;
+    match args.against {
+        None => Ok(Exit::Done),
+        Some(Against::Cpu) => node_by_node(args, &options, terminal),
+        Some(Against::F64) => {
+            let exact = args.edits.load_with(&args.recipe, &["train.precision=\"f64\"".to_string()])?;
+            let exact = train::compute(exact, &ReplayOptions { device: Some(Device::Cpu), ..options })?;
+            for (name, value) in &results {
+                let (got, want) = (
+                    value.to_f64().map_err(train::TrainError::from)?,
+                    exact[name].to_f64().map_err(train::TrainError::from)?,
+                );
+                terminal.print(format!("{name:<48} {:.1e}", distance(&got, &want)))?;
+            }
+            Ok(Exit::Done)
         }
     }
-    Ok(Exit::Done)
+}
+
+/// The launches of the first step on the GPU beside the CPU's ops.
+fn node_by_node(args: &StepArgs, options: &ReplayOptions, terminal: &Terminal) -> Result<Exit, CliError> {
+    let Compared { launches, bound, past, worst } = train::against_cpu(args.edits.load(&args.recipe)?, options)?;
+    let words = |e: &NodeError| format!("{} ({}), {}: error {:.2e}", e.path, e.op, e.output, e.error);
+    match (past, worst) {
+        (Some(past), _) => {
+            terminal
+                .print(format!("against cpu: launch {launches} is past its bound {bound:.0e}: {}", words(&past)))?;
+            Ok(Exit::Differs)
+        }
+        (None, worst) => {
+            let worst = worst.as_ref().map_or(String::new(), |w| format!("; the worst: {}", words(w)));
+            terminal.print(format!("against cpu: {launches} launches, all within {bound:.0e}{worst}"))?;
+            Ok(Exit::Done)
+        }
+    }
 }
 
 /// |a − b| / |b| over all elements, |a| where b is zero.

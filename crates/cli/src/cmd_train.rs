@@ -29,7 +29,7 @@ pub(crate) struct TrainArgs {
     /// Run folder [default: the recipe's output.folder, else runs/ and the name of the recipe]
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
-    /// What computes: cpu, cuda or cuda:N [default: cpu]
+    /// What computes: cpu, cuda or cuda:N [default: the first GPU that works, else the CPU]
     #[arg(long)]
     device: Option<Device>,
     /// Ranks, as threads of this process

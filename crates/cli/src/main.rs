@@ -4,6 +4,7 @@
 
 mod args;
 mod cmd_averaging;
+mod cmd_bench;
 mod cmd_eval;
 mod cmd_export;
 mod cmd_features;
@@ -56,6 +57,7 @@ fn run(command: &Command, terminal: &Terminal) -> Result<Exit, CliError> {
         Command::Eval(args) => cmd_eval::run(args, terminal),
         Command::Plan(args) => cmd_plan::run(args, terminal),
         Command::Step(args) => cmd_step::run(args, terminal),
+        Command::Bench(args) => cmd_bench::run(args, terminal),
         Command::Pack(args) => cmd_pack::run(args, terminal),
         Command::Import(args) => cmd_import::run(args, terminal),
         Command::Export(args) => cmd_export::run(args, terminal),

@@ -15,7 +15,7 @@ fn retort(args: &[&str]) -> Ran {
 fn help_and_version_are_results() {
     let help = retort(&["--help"]);
     assert_eq!((help.code, help.err.as_str()), (0, ""));
-    for command in ["train", "eval", "plan", "pack", "import", "export", "predict"] {
+    for command in ["train", "eval", "plan", "bench", "pack", "import", "export", "predict"] {
         assert!(help.out.contains(&format!("\n  {command} ")), "{command} is not in {}", help.out);
         let own = retort(&[command, "--help"]);
         assert_eq!(own.code, 0, "{command}: {}", own.err);
@@ -89,9 +89,13 @@ fn what_cannot_run_is_said_before_anything_runs() {
     let ran = retort_in(folder.path(), &["train", "recipe.toml", "--ranks", "4"]);
     assert!(ran.err.contains("global_batch 10 is not divisible by world_size 4"), "{}", ran.err);
     assert!(ran.err.contains("use 8 or 12"), "{}", ran.err);
-    let ran = retort_in(folder.path(), &["train", "recipe.toml", "--device", "cuda"]);
-    assert_eq!((ran.code, ran.err.lines().count()), (78, 1), "{}", ran.err);
-    assert!(ran.err.contains("--device cpu"), "{}", ran.err);
+    for command in ["train", "bench"] {
+        for device in ["cuda", "cuda:7"] {
+            let ran = retort_in(folder.path(), &[command, "recipe.toml", "--device", device]);
+            assert_eq!((ran.code, ran.err.lines().count()), (78, 1), "{command}: {}", ran.err);
+            assert!(ran.err.contains("CUDA driver") && ran.err.contains("--device cpu"), "{command}: {}", ran.err);
+        }
+    }
     let ran = retort_in(folder.path(), &["train", "no.toml"]);
     assert_eq!(ran.code, 64);
     assert!(ran.err.contains("no.toml: cannot read the recipe"), "{}", ran.err);

@@ -56,8 +56,34 @@ fn a_run_is_evaluated_exported_and_asked() {
     assert_eq!(ok(at, &["eval", "recipe.toml", "--weights", "ours.safetensors", "--json", "--per-class"]), of_run);
     let wrong = retort_in(at, &["import", "--from", "net.safetensors", "--net", "resnet14", "--to", "x.safetensors"]);
     assert_eq!(wrong.code, 65, "{}", wrong.err);
-    assert!(ok(at, &["plan", "recipe.toml"]).contains("conv_fprop"));
+    assert!(ok(at, &["plan", "recipe.toml"]).contains("conv_stats"));
     assert!(
         ok(at, &["plan", "recipe.toml", "--memory", "--fusion", "off", "--batch", "2"]).contains("launches a step")
     );
+}
+
+#[test]
+fn a_step_is_measured_without_data() {
+    let folder = with_recipe(RECIPE);
+    let args = ["bench", "recipe.toml", "--steps", "1", "--windows", "2", "--batch", "4", "--json", "record.json"];
+    let shown = ok(folder.path(), &[&args[..], &["--profile", "--precision", "bf16"]].concat());
+    for part in ["CPU, ", "bf16, batch 4 (8 images)", "median of 2 windows of 1 steps", "not captured", "(conv_stats)"]
+    {
+        assert!(shown.contains(part), "no {part} in {shown}");
+    }
+    let record = std::fs::read(folder.path().join("record.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).expect("one JSON object");
+    assert_eq!((&record["schema"], &record["images"], &record["precision"]), (&1.into(), &8.into(), &"bf16".into()));
+    let (launches, profile) = (record["launches_per_step"].as_u64().unwrap(), record["profile"].as_array().unwrap());
+    assert_eq!(launches as usize, profile.len());
+    let sum = |key: &str| profile.iter().map(|l| l[key].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(
+        (record["bytes_per_step"].as_u64(), record["flops_per_step"].as_u64()),
+        (Some(sum("bytes")), Some(sum("flops")))
+    );
+    assert!(record["images_per_s"]["median"].as_f64().unwrap() > 0.0);
+    let refused = retort_in(folder.path(), &["bench", "recipe.toml", "--precision", "f64"]);
+    assert_eq!((refused.code, refused.out.as_str()), (64, ""), "{}", refused.err);
+    let cpu = ok(folder.path(), &["plan", "recipe.toml", "--memory"]);
+    assert!(cpu.contains("on a GPU: ") && cpu.contains(" commands"), "{cpu}");
 }

@@ -152,6 +152,11 @@ impl Executor {
         self.stream.synchronize() // inputs come on a stream of their own
     }
 
+    /// Bytes of device memory that nobody has taken.
+    pub fn free_bytes(&self) -> Result<usize, CudaError> {
+        Ok(self.gpu.memory()?.0)
+    }
+
     /// Bytes of device memory that `reserve` took, partial sums aside.
     pub fn reserved_bytes(&self) -> usize {
         self.reserved.iter().flat_map(|r| &r.buffers).map(|b| b.bytes).sum()

@@ -51,7 +51,7 @@ impl Device {
             }
             Some(Device::Cuda(ordinal)) => {
                 let count = cuda::devices()?.len();
-                let missing = TrainError::Cuda(cuda::CudaError::Ordinal { ordinal, count });
+                let missing = TrainError::from(cuda::CudaError::Ordinal { ordinal, count });
                 if ordinal < count { Ok(Device::Cuda(ordinal)) } else { Err(missing) }
             }
             None if precision == Precision::F64 => Ok(Device::Cpu),
@@ -88,11 +88,19 @@ pub(crate) fn executor<J: Job>(
     match (device, precision) {
         (Device::Cpu, Precision::F64) => job.run(|_| Ok(cpu::Executor::<f64>::new(threads)?)),
         (Device::Cpu, _) => job.run(|_| Ok(cpu::Executor::<f32>::new(threads)?)),
-        (Device::Cuda(first), _) => {
-            let math = if precision == Precision::Tf32 { cuda::Math::Tf32 } else { cuda::Math::F32 };
-            job.run(|rank| Ok(cuda::Executor::new(first + rank, cuda::Mode::from_env(), math)?))
-        }
+        (Device::Cuda(first), _) => job.run(|rank| open_gpu(first + rank, precision)),
     }
+}
+
+/// The executor of a GPU for a run in `precision`.
+pub(crate) fn open_gpu(ordinal: usize, precision: Precision) -> Result<cuda::Executor, TrainError> {
+    let math = if precision == Precision::Tf32 { cuda::Math::Tf32 } else { cuda::Math::F32 };
+    Ok(cuda::Executor::new(ordinal, cuda::Mode::from_env(), math)?)
+}
+
+/// The executor of the CPU, in f32 on all cores.
+pub(crate) fn open_cpu() -> Result<cpu::Executor<f32>, TrainError> {
+    Ok(cpu::Executor::new(cores())?)
 }
 
 /// Cores of this machine, as far as this process may use them.

@@ -312,7 +312,8 @@ fn all_reduce<T: Real>(comm: &dyn Communicator, values: &mut [T]) -> Result<(), 
     Ok(())
 }
 
-fn scalars(plan: &Plan, step: &StepInputs<'_>, micro: usize) -> Scalars {
+/// Of micro-batch `micro` of a step, as `plan` numbers its slots.
+pub(crate) fn scalars(plan: &Plan, step: &StepInputs<'_>, micro: usize) -> Scalars {
     let mut slots: Vec<f64> =
         plan.graph.slots.iter().map(|name| step.slots.get(name).copied().unwrap_or(0.0)).collect();
     for role in 0..2 {

@@ -31,7 +31,7 @@ pub enum TrainError {
     #[error(transparent)]
     Cpu(#[from] cpu::CpuError),
     #[error(transparent)]
-    Cuda(#[from] cuda::CudaError),
+    Cuda(Box<cuda::CudaError>),
     #[error("a bug of this program: {0}")]
     Plan(Box<plan::PlanError>),
     #[error(
@@ -43,6 +43,12 @@ pub enum TrainError {
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("rank {rank} panicked: {what}")]
     Panic { rank: usize, what: String },
+}
+
+impl From<cuda::CudaError> for TrainError {
+    fn from(error: cuda::CudaError) -> TrainError {
+        TrainError::Cuda(Box::new(error))
+    }
 }
 
 impl From<plan::PlanError> for TrainError {

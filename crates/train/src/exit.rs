@@ -6,6 +6,8 @@
 pub enum Exit {
     /// The work is done, perhaps degraded (a save or log failed on the way).
     Done = 0,
+    /// A comparison that was asked for found a difference.
+    Differs = 1,
     /// Usage or configuration.
     Usage = 64,
     /// Bad data beyond the policy.

@@ -2,6 +2,10 @@
 //!
 //! Invariant: only this crate knows epochs. It runs lists of phases and names no method and no network.
 
+mod bench;
+mod bench_inputs;
+mod bench_machine;
+mod bench_record;
 pub mod checkpoint;
 mod deploy;
 mod device;
@@ -27,6 +31,7 @@ mod ranks;
 pub mod recipe;
 pub mod recipe_parse;
 mod replay;
+mod replay_compare;
 mod replay_files;
 mod report;
 mod resume;
@@ -41,6 +46,10 @@ mod trainer;
 mod tree;
 mod weights;
 
+pub use bench::{BenchOptions, Profiling, bench};
+pub use bench_inputs::footprint;
+pub use bench_record::{BenchRecord, Costly, Rates, Spread, Window};
+pub use cuda::Footprint;
 pub use deploy::{EvalOptions, PlanOptions, Prediction, Predictor, Weights, evaluate, export, import, plan_of};
 pub use device::Device;
 pub use error::TrainError;
@@ -48,7 +57,8 @@ pub use evaluate::Evaluation;
 pub use exit::Exit;
 pub use features::{Extracted, FeatureOptions, Resize, extract_features};
 pub use journal::Verbosity;
-pub use replay::{ReplayOptions, Warmup, compute, describe, replay};
+pub use replay::{ReplayOptions, Warmup, against_cpu, compute, describe, replay};
+pub use replay_compare::{Compared, NodeError};
 pub use replay_files::{Wanted, WantedTensor};
 pub use session::{Outcome, Resume, RunOptions, Session};
 pub use stages::final_folder;

@@ -4,13 +4,14 @@
 //! Files are safetensors. Parameters and buffers carry their published names and layouts (KCRS): the student's plain, a method's
 //! modules' under `method.`; each teacher has its own file. Images are normalised floats, NCHW.
 
-use crate::device::{Device, Job, cores, executor};
+use crate::device::{Device, Job, cores, executor, open_gpu};
 use crate::engine::{Engine, Micro, Sizes, StepInputs, StepValues};
 use crate::error::TrainError;
 use crate::executor::Executor;
 use crate::offline;
 use crate::recipe::Recipe;
 use crate::recipe_parse::Loaded;
+use crate::replay_compare::{Compared, bound, compare};
 use crate::replay_files::{Given, Wanted};
 use crate::schedule::Moment;
 use crate::session::plural;
@@ -64,6 +65,31 @@ pub fn replay(loaded: Loaded, options: &ReplayOptions) -> Result<Tensors, TrainE
 
 /// As `replay`, without a file.
 pub fn compute(loaded: Loaded, options: &ReplayOptions) -> Result<Tensors, TrainError> {
+    let (recipe, model, given) = open(loaded, options)?;
+    let precision = model.precision;
+    let device = Device::choose(options.device, precision)?;
+    executor(device, precision, cores(), Steps { recipe: &recipe, model, given, options })
+}
+
+/// Runs the first step on a GPU launch by launch, the CPU's op beside each launch on what it read there: the first launch past its
+/// bound, else the worst. Errors: the device is not a GPU.
+pub fn against_cpu(loaded: Loaded, options: &ReplayOptions) -> Result<Compared, TrainError> {
+    let (recipe, model, given) = open(loaded, options)?;
+    let precision = model.precision;
+    let Device::Cuda(ordinal) = Device::choose(options.device, precision)? else {
+        let what = "--against cpu compares a GPU with the CPU, and this step computes on the CPU; name a GPU (--device cuda), \
+                    or compare with f64 (--against f64)";
+        return Err(TrainError::Device(what.to_string()));
+    };
+    let mut replay = Replay::new(&recipe, model, given, open_gpu(ordinal, precision)?)?;
+    let plan = replay.engine.plan().clone();
+    let (micros, slots) = replay.inputs(options.epoch);
+    let step = StepInputs { micros: &micros, all_units: &[replay.units], slots: &slots };
+    compare(&mut replay.engine.executor, &plan, &step, bound(precision))
+}
+
+/// Recipe, networks and files of a step.
+fn open(loaded: Loaded, options: &ReplayOptions) -> Result<(Recipe, Model, Given), TrainError> {
     let mut recipe = loaded.recipe;
     if options.warmup == Warmup::Off {
         recipe.schedule.warmup_epochs = 0;
@@ -79,9 +105,7 @@ pub fn compute(loaded: Loaded, options: &ReplayOptions) -> Result<Tensors, Train
             plural(got)
         )));
     }
-    let precision = model.precision;
-    let device = Device::choose(options.device, precision)?;
-    executor(device, precision, cores(), Steps { recipe: &recipe, model, given, options })
+    Ok((recipe, model, given))
 }
 
 /// The steps, before it is known what runs them.
@@ -152,14 +176,19 @@ impl<'a, E: Executor> Replay<'a, E> {
     }
 
     fn step(&mut self, epoch: usize) -> Result<StepValues, TrainError> {
+        let (micros, slots) = self.inputs(epoch);
+        self.engine.step(&StepInputs { micros: &micros, all_units: &[self.units], slots: &slots })
+    }
+
+    /// The one micro-batch, and the step's scalars by name.
+    fn inputs(&self, epoch: usize) -> ([Micro; 1], HashMap<String, f64>) {
         let (base, _) = self.recipe.optimizer.base_lr(self.recipe.train.global_batch);
         let at = Moment { epoch, step: 0, steps_per_epoch: 1, epochs: self.recipe.train.epochs };
         let slots = self.model.spec.slots.iter().map(|s| (s.name.clone(), s.ramp.at(epoch)));
         let rates =
             [("lr", self.recipe.schedule.lr(base, at)), ("ema_decay", self.recipe.train.ema_decay.unwrap_or(0.0))];
-        let slots: HashMap<_, _> = slots.chain(rates.map(|(name, value)| (name.to_string(), value))).collect();
-        let micros = [Micro { leaf: 0, units: self.units, inputs: self.inputs.clone() }];
-        self.engine.step(&StepInputs { micros: &micros, all_units: &[self.units], slots: &slots })
+        let slots = slots.chain(rates.map(|(name, value)| (name.to_string(), value))).collect();
+        ([Micro { leaf: 0, units: self.units, inputs: self.inputs.clone() }], slots)
     }
 
     /// `loss`, `loss.<term>` weighted and `term.<term>` not.

@@ -47,7 +47,7 @@ pub enum Resume {
 pub struct RunOptions {
     /// Default: the recipe's `output.folder`, else `runs/<name of the recipe>`.
     pub run_dir: Option<PathBuf>,
-    /// Default: the CPU.
+    /// Default: the first GPU that works, else the CPU.
     pub device: Option<Device>,
     /// Ranks as threads of this process; 0 means 1.
     pub ranks: usize,

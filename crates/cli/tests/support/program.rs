@@ -26,14 +26,20 @@ pub(crate) struct Ran {
     pub(crate) err: String,
 }
 
+/// The program where no GPU is to be found.
 pub(crate) fn command(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_retort"));
     command.args(args).current_dir(folder).env_remove("RETORT_DATA").env_remove("NO_COLOR").stdin(Stdio::null());
+    command.env_remove("LD_LIBRARY_PATH").env("CUDA_VISIBLE_DEVICES", "-1");
     command
 }
 
 pub(crate) fn retort_in(folder: &Path, args: &[&str]) -> Ran {
-    let done = command(folder, args).output().expect("retort starts");
+    ran(&mut command(folder, args))
+}
+
+pub(crate) fn ran(command: &mut Command) -> Ran {
+    let done = command.output().expect("retort starts");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text is UTF-8");
     Ran { code: done.status.code().expect("an exit code"), out: text(done.stdout), err: text(done.stderr) }
 }

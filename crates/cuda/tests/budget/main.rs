@@ -28,13 +28,14 @@ pub(crate) fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// The files of kernels/, by stem, and their text.
+/// The files of kernels/ that the program embeds, by stem, and their text.
 pub(crate) fn sources() -> Vec<(String, String)> {
     let folder = root().join("kernels");
     let entries = fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     let paths = entries.map(|e| e.expect("an entry").path()).filter(|p| p.extension().is_some_and(|e| e == "cu"));
     let mut all: Vec<_> =
         paths.map(|p| (p.file_stem().unwrap_or_default().to_string_lossy().into_owned(), read(&p))).collect();
+    all.retain(|(stem, _)| !stem.starts_with("check_"));
     all.sort();
     assert!(!all.is_empty(), "{}: no kernels", folder.display());
     all

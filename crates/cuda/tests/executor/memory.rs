@@ -16,7 +16,7 @@ fn what_does_not_fit_is_refused_with_both_figures() {
     // Most of the memory for states leaves room for some rows, not for these.
     let (large, _) = elementwise_plan(1 << 16, Precision::F32, Storage::Device);
     let variable = 3 * large.placement.batch_bytes + large.placement.work_bytes;
-    let tight = table(total - variable / 2);
+    let tight = table(executor.free_bytes().unwrap() - variable / 2);
     let error = executor.reserve(&[&large], &tight, 1).unwrap_err().to_string();
     assert!(error.contains("a batch of about") && error.contains("the largest plan has 65536"), "{error}");
     executor.reserve(&[&plan], &states, 1).unwrap();

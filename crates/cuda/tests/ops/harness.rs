@@ -1,127 +1,12 @@
-//! Runs one op twice, on the CPU and by the kernels of its binding on the stand-in GPU, and compares the outputs and states.
+//! Runs one op twice, on the CPU and by the kernels of its binding, and compares the outputs and states.
 
+use crate::hardware;
+use crate::stand_in::{self, Launcher, Memory, SCHEDULES, Schedule, launcher};
 use cpu::io::{Input, Io, Output, Real};
-use cuda::bind::{Addresses, Bound, Command, Kernel, Math, bind};
+use cuda::bind::{Addresses, Bound, Command, Math, bind};
 use graph::{Graph, NodeId, Op, Place, Precision, Rows, Section, Source, StateKind, Value, ValueId};
 use plan::{Arena, Arg, Cost, Launch, Loc, Scalars};
-use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
-use std::sync::OnceLock;
 use tensor::{Dtype, HostTensor, Shape, bf16};
-
-type Launcher = unsafe extern "C" fn(
-    *const c_char,
-    *const c_uint,
-    c_uint,
-    c_uint,
-    *const c_void,
-    usize,
-    c_int,
-    c_int,
-    u64,
-    *mut c_char,
-    usize,
-) -> c_int;
-
-type Poison = unsafe extern "C" fn(*const c_void, usize);
-
-/// The stand-in's functions for tests.
-struct StandIn {
-    launch: Launcher,
-    /// Marks memory that no kernel may touch, in the flavour that sees it (ASan).
-    poison: Poison,
-    _library: libloading::Library,
-}
-
-/// The stand-in, if `SIMGPU` says where it lies.
-fn stand_in() -> Option<&'static StandIn> {
-    static LIBRARY: OnceLock<Option<StandIn>> = OnceLock::new();
-    let found = LIBRARY.get_or_init(|| {
-        let folder = std::env::var_os("SIMGPU")?;
-        // SAFETY: the stand-in's initialisers only fill its table of kernels; the symbols have these types.
-        unsafe {
-            let path = std::path::Path::new(&folder).join("libcuda.so.1");
-            let library = libloading::Library::new(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-            let launch = *library.get::<Launcher>(b"simgpu_launch\0").expect("the stand-in exports simgpu_launch");
-            let poison = *library.get::<Poison>(b"simgpu_poison\0").expect("the stand-in exports simgpu_poison");
-            Some(StandIn { launch, poison, _library: library })
-        }
-    });
-    found.as_ref()
-}
-
-fn launcher() -> Option<&'static Launcher> {
-    stand_in().map(|s| &s.launch)
-}
-
-/// An order of threads (0 forward, 1 reverse, 2 random) and a landing of copies (0 late, 1 early, 2 mixed).
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Schedule(pub c_int, pub c_int, pub u64);
-
-/// The schedules that every case runs in.
-pub(crate) const SCHEDULES: [Schedule; 4] =
-    [Schedule(0, 0, 1), Schedule(1, 1, 1), Schedule(2, 2, 7), Schedule(2, 0, 3)];
-
-/// Memory `shift` bytes past 16-byte alignment, with a margin on both sides that no kernel may touch.
-struct Memory {
-    words: Vec<u128>,
-    bytes: usize,
-    shift: usize,
-}
-
-const MARGIN: usize = 4;
-const GUARD: u128 = 0xdead_beef_dead_beef_dead_beef_dead_beef;
-
-impl Memory {
-    /// `None` leaves it as a device leaves it: NaN.
-    fn new(bytes: usize, data: Option<&[u8]>) -> Memory {
-        Memory::shifted(0, bytes, data)
-    }
-
-    fn shifted(shift: usize, bytes: usize, data: Option<&[u8]>) -> Memory {
-        let mut words = vec![u128::MAX; (shift + bytes).div_ceil(16) + 2 * MARGIN];
-        let end = words.len() - MARGIN;
-        words[..MARGIN].fill(GUARD);
-        words[end..].fill(GUARD);
-        let mut memory = Memory { words, bytes, shift };
-        if let Some(data) = data {
-            memory.bytes_mut()[..data.len()].copy_from_slice(data);
-        }
-        memory.poison_margins();
-        memory
-    }
-
-    /// Not even a read of a margin goes unseen in the sanitizer's flavour.
-    fn poison_margins(&self) {
-        let Some(stand_in) = stand_in() else { return };
-        let (start, address) = (self.words.as_ptr() as usize, self.address() as usize);
-        let end = start + size_of_val(&self.words[..]);
-        for (from, to) in [(start, address), (address + self.bytes, end)] {
-            // SAFETY: marks bytes of this allocation, which only `check` reads, and that code is not instrumented.
-            unsafe { (stand_in.poison)(from as *const c_void, to - from) };
-        }
-    }
-
-    fn address(&self) -> u64 {
-        self.words[MARGIN..].as_ptr() as u64 + self.shift as u64
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.words[MARGIN..])[self.shift..][..self.bytes]
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.words[MARGIN..])[self.shift..][..self.bytes]
-    }
-
-    fn check(&self, what: &str) {
-        let end = self.words.len() - MARGIN;
-        let whole = self.words[..MARGIN].iter().chain(&self.words[end..]).all(|&w| w == GUARD);
-        assert!(whole, "{what}: written outside its {} bytes", self.bytes);
-        let all = bytemuck::cast_slice::<u128, u8>(&self.words[MARGIN..end]);
-        let mut rest = all[..self.shift].iter().chain(&all[self.shift + self.bytes..]);
-        assert!(rest.all(|&b| b == 0xff), "{what}: written outside its {} bytes", self.bytes);
-    }
-}
 
 /// One op on given inputs. Inputs of dtype bf16 hold bf16 numbers.
 #[derive(Clone, Debug)]
@@ -164,28 +49,42 @@ impl Case {
         }
     }
 
-    /// Compares CPU and kernels in all schedules: normalised error of each float output at most `tolerance`, integers equal.
+    /// Compares CPU and kernels, normalised error of each float output at most `tolerance`, integers equal: in all schedules on the
+    /// stand-in; twice on a GPU, and twice as the binding would have it for the GPU's own multiprocessors.
     #[track_caller]
     pub(crate) fn check(&self, tolerance: f64) {
-        let Some(launch) = launcher() else {
-            println!("{}: skipped, SIMGPU is not set", self.name);
-            return;
-        };
         let shapes = self.outputs();
+        if let Some(launch) = launcher() {
+            let runs = SCHEDULES.map(|s| (format!("{s:?}"), self.on_kernels(launch, &shapes, s)));
+            return self.compare(&shapes, &self.on_cpu(&shapes), &runs, tolerance);
+        }
+        let runs = |sms: u32| {
+            let run = |i: usize| Some((format!("{sms} multiprocessors, run {i}"), hardware::run(self, &shapes, sms)?));
+            (1..=2).map(run).collect::<Option<Vec<_>>>()
+        };
+        let (Some(forced), Some(own)) = (runs(self.sms), runs(0)) else {
+            return println!("{}: skipped, SIMGPU is not set and there is no GPU", self.name);
+        };
         let expected = self.on_cpu(&shapes);
-        let mut first: Option<Vec<Vec<u8>>> = None;
-        for schedule in SCHEDULES {
-            let got = self.on_kernels(launch, &shapes, schedule);
-            if let Some(first) = &first {
-                assert!(first == &got, "{}: {schedule:?} gives other bits", self.name);
-                continue;
-            }
-            for (i, ((got, expected), &(shape, dtype))) in
-                got.iter().zip(&expected).zip(&self.written(&shapes)).enumerate()
-            {
-                compare(&format!("{} output {i} {dtype}{shape}", self.name), dtype, got, expected, tolerance);
-            }
-            first = Some(got);
+        [forced, own].iter().for_each(|runs| self.compare(&shapes, &expected, runs, tolerance));
+    }
+
+    /// The first run with the CPU, the others with the first.
+    #[track_caller]
+    fn compare(
+        &self,
+        shapes: &[(Shape, Dtype)],
+        expected: &[Vec<f64>],
+        runs: &[(String, Vec<Vec<u8>>)],
+        tolerance: f64,
+    ) {
+        let (name, (_, first)) = (&self.name, &runs[0]);
+        for (i, ((got, expected), &(shape, dtype))) in first.iter().zip(expected).zip(&self.written(shapes)).enumerate()
+        {
+            compare(&format!("{name} output {i} {dtype}{shape}"), dtype, got, expected, tolerance);
+        }
+        for (what, got) in &runs[1..] {
+            assert!(first == got, "{name}: {what} gives other bits");
         }
     }
 
@@ -228,7 +127,7 @@ impl Case {
     }
 
     /// Bytes between micro-batches in the carry arena of the device; on the CPU, which stores every float as f32, twice that of bf16.
-    fn slot_bytes(&self) -> usize {
+    pub(crate) fn slot_bytes(&self) -> usize {
         self.carried.iter().map(|c| c.1.len() / self.slots.max(1)).max().unwrap_or(0)
     }
 
@@ -355,32 +254,7 @@ impl Case {
             Command::Zero { to, bytes } => unsafe { std::ptr::write_bytes(*to as *mut u8, 0, *bytes) },
             // SAFETY: as above.
             Command::Copy { to, from, bytes } => unsafe { std::ptr::copy(*from as *const u8, *to as *mut u8, *bytes) },
-            Command::Kernel(kernel) => {
-                let Kernel { name, grid, block, shared_bytes, args } = kernel;
-                let mut aligned = vec![0u128; args.len().div_ceil(16).max(4)];
-                bytemuck::cast_slice_mut(&mut aligned)[..args.len()].copy_from_slice(args);
-                let (text, mut error) = (CString::new(*name).expect("no NUL"), vec![0 as c_char; 512]);
-                let Schedule(order, landing, seed) = schedule;
-                // SAFETY: the argument struct has the kernel's size, which the callee checks; its addresses are live.
-                let status = unsafe {
-                    launch(
-                        text.as_ptr(),
-                        grid.as_ptr(),
-                        *block,
-                        *shared_bytes,
-                        aligned.as_ptr().cast(),
-                        args.len(),
-                        order,
-                        landing,
-                        seed,
-                        error.as_mut_ptr(),
-                        error.len(),
-                    )
-                };
-                // SAFETY: the callee ends the text with NUL within the buffer.
-                let error = unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy().into_owned();
-                assert_eq!(status, 0, "{}: {schedule:?}: {error}", self.name);
-            }
+            Command::Kernel(kernel) => stand_in::launch(launch, kernel, schedule, &self.name),
         }
     }
 }
