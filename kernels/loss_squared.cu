@@ -19,30 +19,9 @@ struct SquaredArgs {
 };
 static_assert(sizeof(SquaredArgs) == 128, "cuda/src/loss.rs asserts the same");
 
-template <class T> DEVICE void read_pack(const Operand &x, uint32_t i, float (&v)[8]) {
-#pragma unroll
-  for (int k = 0; k < 8; k += Pack<T>::LANES) {
-    const Pack<T> p = load_pack((const T *)x.p + i + k);
-#pragma unroll
-    for (int l = 0; l < Pack<T>::LANES; l++) v[k + l] = to_f32(p.v[l]);
-  }
-}
-template <class T> DEVICE void write_pack(const Operand &x, uint32_t i, const float (&v)[8]) {
-#pragma unroll
-  for (int k = 0; k < 8; k += Pack<T>::LANES) {
-    Pack<T> p;
-#pragma unroll
-    for (int l = 0; l < Pack<T>::LANES; l++) p.v[l] = from_f32<T>(v[k + l]);
-    store_pack((T *)x.p + i + k, p);
-  }
-}
 // Elements i..i+8 of an operand, zeros where there is none and past its end.
-DEVICE void read8(const SquaredArgs &a, const Operand &x, uint32_t i, float (&v)[8]) {
-  if (x.p && a.aligned && a.n - i >= 8) {
-    if (x.type == BFLOAT16) read_pack<bf16>(x, i, v);
-    else read_pack<float>(x, i, v);
-    return;
-  }
+DEVICE void read_some(const SquaredArgs &a, const Operand &x, uint32_t i, float (&v)[8]) {
+  if (x.p && a.aligned && a.n - i >= 8) return read8(x, i, v);
 #pragma unroll
   for (int k = 0; k < 8; k++) v[k] = x.p && (uint32_t)k < a.n - i ? get(x, i + k) : 0.f;
 }
@@ -52,8 +31,8 @@ extern "C" __global__ void __launch_bounds__(256) loss_squared_partial(const __g
   double sum = 0.0;
   for (uint32_t i = 8 * thread_in_grid(); i < a.n; i += 8 * threads_in_grid()) {
     float x[8], other[8], squares = 0.f;
-    read8(a, a.a, i, x);
-    read8(a, a.b, i, other);
+    read_some(a, a.a, i, x);
+    read_some(a, a.b, i, other);
 #pragma unroll
     for (int k = 0; k < 8; k++) squares = fmaf(x[k] - other[k], x[k] - other[k], squares);
     sum += squares;
@@ -77,13 +56,12 @@ extern "C" __global__ void __launch_bounds__(256) loss_squared_grad(const __grid
   const float factor = (float)(2.0 * value(a.weight, a.scalars) / value(a.divisor, a.scalars));
   for (uint32_t i = 8 * thread_in_grid(); i < a.n; i += 8 * threads_in_grid()) {
     float x[8], other[8];
-    read8(a, a.a, i, x);
-    read8(a, a.b, i, other);
+    read_some(a, a.a, i, x);
+    read_some(a, a.b, i, other);
 #pragma unroll
     for (int k = 0; k < 8; k++) x[k] = factor * (x[k] - other[k]);
     if (a.aligned && a.n - i >= 8) {
-      if (a.y.type == BFLOAT16) write_pack<bf16>(a.y, i, x);
-      else write_pack<float>(a.y, i, x);
+      write8(a.y, i, x);
     } else {
 #pragma unroll
       for (int k = 0; k < 8; k++) {

@@ -35,7 +35,7 @@ test_binary() {
 pack() {
   local folder=${1:-target/retort-gpu} commit file
   commit=$(git describe --always --dirty 2>/dev/null || echo unknown)
-  export RETORT_CUDA_ARCHS=${RETORT_CUDA_ARCHS:-80 90} RETORT_COMMIT=$commit
+  export RETORT_CUDA_ARCHS=${RETORT_CUDA_ARCHS:-80 90} RETORT_GIT_HASH=$commit
   cargo build --release -p cli
   rm -rf "$folder"
   mkdir -p "$folder"/{bin,tests,benches/peers,data}

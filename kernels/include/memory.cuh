@@ -26,6 +26,33 @@ DEVICE void set(const Operand &x, size_t i, float v) {
   else ((float *)x.p)[i] = v;
 }
 
+// Eight neighbouring elements of a 16-byte aligned operand, i a multiple of 8.
+template <class T> DEVICE void read_packs(const T *p, float (&v)[8]) {
+#pragma unroll
+  for (int k = 0; k < 8; k += Pack<T>::LANES) {
+    const Pack<T> pack = load_pack(p + k);
+#pragma unroll
+    for (int l = 0; l < Pack<T>::LANES; l++) v[k + l] = to_f32(pack.v[l]);
+  }
+}
+template <class T> DEVICE void write_packs(T *p, const float (&v)[8]) {
+#pragma unroll
+  for (int k = 0; k < 8; k += Pack<T>::LANES) {
+    Pack<T> pack;
+#pragma unroll
+    for (int l = 0; l < Pack<T>::LANES; l++) pack.v[l] = from_f32<T>(v[k + l]);
+    store_pack(p + k, pack);
+  }
+}
+DEVICE void read8(const Operand &x, size_t i, float (&v)[8]) {
+  if (x.type == BFLOAT16) read_packs((const bf16 *)x.p + i, v);
+  else read_packs((const float *)x.p + i, v);
+}
+DEVICE void write8(const Operand &x, size_t i, const float (&v)[8]) {
+  if (x.type == BFLOAT16) write_packs((bf16 *)x.p + i, v);
+  else write_packs((float *)x.p + i, v);
+}
+
 // One-dimensional grids.
 DEVICE uint32_t thread_in_grid() { return blockIdx.x * blockDim.x + threadIdx.x; }
 DEVICE uint32_t threads_in_grid() { return gridDim.x * blockDim.x; }

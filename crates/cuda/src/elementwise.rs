@@ -31,16 +31,29 @@ struct Args {
     scalars: Address,
     n: u32,
     op: u32,
+    packed: u32,
+    pad: u32,
 }
-const _: () = assert!(size_of::<Args>() == 80);
+const _: () = assert!(size_of::<Args>() == 88);
 
 /// y = f(a [, b]) on all elements of y.
 fn map(b: &mut Bind<'_>, kind: Kind, operands: [Option<Tensor>; 2], weight: graph::Weight) {
     let y = b.output(0);
-    let [first, second] = operands.map(|o| o.map_or(Operand::NONE, Operand::from));
+    let aligned = |t: &Tensor| t.address.is_multiple_of(16);
+    let packed = operands.iter().flatten().chain([&y]).all(aligned);
+    let [a, second] = operands.map(|o| o.map_or(Operand::NONE, Operand::from));
     let n = u32::try_from(y.elements()).expect("fewer than 2^32 elements");
-    let args =
-        Args { a: first, b: second, y: y.into(), weight: weight.into(), scalars: b.scalars(), n, op: kind as u32 };
+    let args = Args {
+        a,
+        b: second,
+        y: y.into(),
+        weight: weight.into(),
+        scalars: b.scalars(),
+        n,
+        op: kind as u32,
+        packed: packed.into(),
+        pad: 0,
+    };
     b.kernel("elementwise_map", b.grid(y.elements().div_ceil(8)), &args);
 }
 

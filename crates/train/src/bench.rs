@@ -156,7 +156,7 @@ impl<E: Machine> Bench<E> {
         Ok(BenchRecord {
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION"),
-            commit: option_env!("RETORT_COMMIT"),
+            commit: option_env!("RETORT_GIT_HASH"),
             recipe,
             device: executor.describe(),
             gpu_uuid: executor.uuid(),

@@ -81,7 +81,7 @@ pub struct Costly {
 pub struct BenchRecord {
     pub schema: u32,
     pub version: &'static str,
-    /// Where the build was told (`RETORT_COMMIT`).
+    /// Where the build was told (`RETORT_GIT_HASH`).
     pub commit: Option<&'static str>,
     pub recipe: String,
     pub device: String,

@@ -35,3 +35,14 @@ fn binary_scale_and_accumulate() {
         }
     }
 }
+
+#[test]
+fn rows_of_a_batch_lie_anywhere() {
+    for dtype in FLOATS {
+        for n in SIZES {
+            let (a, b) = (floats(dtype, &[n], 2.0, 3), floats(dtype, &[n], 2.0, 4));
+            let case = Case::new(&format!("add past alignment {dtype} {n}"), Op::Binary(Binary::Add), vec![a, b]);
+            Case { shift: 4, ..case }.check(tolerance(dtype));
+        }
+    }
+}
