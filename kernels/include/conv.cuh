@@ -24,7 +24,7 @@ template <class T, int ROWS, int BK, bool VEC> struct Patches {
   const T *anywhere;  // a legal address for copies that fetch nothing
   int height, width, stride, group, taps, taps_w, direction;
   Divide by_group, by_taps_w;
-  int chunk, first, k;
+  int chunk, k;
 
   DEVICE static int row(int i) { return (int)threadIdx.x / Rows::CHUNKS + i * STEP; }
   DEVICE void start() {
