@@ -4,8 +4,10 @@
 //! bit for bit on all ranks and in every run; a rank that is gone makes the others' collectives errors, never a hang.
 //! Knows no graph, no device memory and no step.
 
+pub mod member;
 mod solo;
 mod threads;
+pub mod wire;
 
 pub use solo::Solo;
 pub use threads::Threads;
