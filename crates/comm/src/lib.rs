@@ -91,6 +91,16 @@ pub trait Communicator: Send {
         Ok(all.as_chunks().0.iter().fold(0, |or, &flags| or | u32::from_le_bytes(flags)))
     }
 
+    /// The data of rank `root` on every rank, whose own is ignored; nobody else needs to know its length.
+    fn broadcast_varied(&self, data: Vec<u8>, root: usize) -> Result<Vec<u8>, CommError> {
+        let mut length = (data.len() as u64).to_le_bytes();
+        self.broadcast(&mut length, root)?;
+        let mut data = data;
+        data.resize(u64::from_le_bytes(length) as usize, 0);
+        self.broadcast(&mut data, root)?;
+        Ok(data)
+    }
+
     /// The data of each rank, in rank order; lengths may differ.
     fn all_gather_varied(&self, data: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
         let lengths = self.all_gather(&(data.len() as u64).to_le_bytes())?;

@@ -80,7 +80,7 @@ impl<T: Real> Executor<T> {
         Ok(())
     }
 
-    /// Runs the body of a phase for one micro-batch. `slot` counts the rank's micro-batches.
+    /// Runs the body of a phase for one micro-batch. `slot` is its place in the global batch, where what it carries is kept.
     pub fn body(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) {
         self.launches(plan, plan.section(phase, Section::Body), Some(slot), scalars);
     }
@@ -129,10 +129,10 @@ impl<T: Real> Executor<T> {
         &mut all[range]
     }
 
-    /// Slots of carried values: `slots` micro-batches from the first.
-    pub fn carry_mut(&mut self, plan: &Plan, slots: usize) -> &mut [u8] {
-        let bytes = plan.placement.layout.carry_bytes * slots;
-        &mut self.arenas.carry.bytes_mut()[..bytes]
+    /// The carried values of micro-batches, by their places in the global batch.
+    pub fn carry_mut(&mut self, plan: &Plan, slots: std::ops::Range<usize>) -> &mut [u8] {
+        let bytes = plan.placement.layout.carry_bytes;
+        &mut self.arenas.carry.bytes_mut()[bytes * slots.start..bytes * slots.end]
     }
 
     /// A value that is still in memory.

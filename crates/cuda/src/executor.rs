@@ -17,6 +17,7 @@ use graph::{NodeId, Op, Section, ValueId};
 use plan::{Arena, Arg, Cost, Launch, Loc, Plan, Scalars, StateTable, Storage};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::rc::Rc;
 use tensor::{Dtype, HostTensor, Shape, bf16};
 
@@ -178,7 +179,7 @@ impl Executor {
                     let carried = Carried::of(plan, phase);
                     let carry = map.bases[Region::Carry];
                     let slot = carry + plan.placement.layout.carry_bytes as Address;
-                    let copy = |r: &std::ops::Range<usize>| {
+                    let copy = |r: &Range<usize>| {
                         let (to, from) = (slot + r.start as Address, carry + r.start as Address);
                         crate::bind::Command::Copy { to, from, bytes: r.len() }
                     };
@@ -268,7 +269,7 @@ impl Executor {
         reserved.inputs.put(range, &self.stream, |to| to.copy_from_slice(bytes))
     }
 
-    /// Runs the body of a phase for one micro-batch. `slot` counts the rank's micro-batches.
+    /// Runs the body of a phase for one micro-batch. `slot` is its place in the global batch, where what it carries is kept.
     pub fn body(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) -> Result<(), CudaError> {
         self.begin(scalars)?;
         self.unslot(plan, phase, slot)?;
@@ -307,9 +308,9 @@ impl Executor {
     }
 
     /// Body of the first micro-batch, then update: a step of one micro-batch, as one list.
-    pub fn phase(&mut self, plan: &Plan, phase: usize, scalars: &Scalars) -> Result<(), CudaError> {
+    pub fn phase(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) -> Result<(), CudaError> {
         self.begin(scalars)?;
-        self.unslot(plan, phase, 0)?;
+        self.unslot(plan, phase, slot)?;
         self.run(plan, List::Phase(phase))
     }
 
@@ -417,10 +418,10 @@ impl Executor {
         Ok(part)
     }
 
-    /// The carried values of the first `slots` micro-batches: `carry_bytes` of the plan's layout each.
-    pub fn carry_to_host(&mut self, plan: &Plan, slots: usize) -> Result<Vec<u8>, CudaError> {
-        let bytes = plan.placement.layout.carry_bytes * slots;
-        Ok(self.fetch(&[(self.carry(plan, 0).1, bytes)])?.swap_remove(0))
+    /// The carried values of micro-batches, by their places: `carry_bytes` of the plan's layout each.
+    pub fn carry_to_host(&mut self, plan: &Plan, slots: Range<usize>) -> Result<Vec<u8>, CudaError> {
+        let bytes = plan.placement.layout.carry_bytes * slots.len();
+        Ok(self.fetch(&[(self.carry(plan, slots.start).1, bytes)])?.swap_remove(0))
     }
 
     /// Sets the carried values of as many micro-batches, from the first.

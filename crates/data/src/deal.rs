@@ -90,7 +90,7 @@ impl Deal {
         assert!(rank < world && step < self.steps(), "rank {rank} of {world}, step {step} of {}", self.steps);
         let leaves = self.leaves();
         let (first_slot, units) = (step as u32 * self.global_batch, self.step_units(step) as u32);
-        (leaves * rank / world..leaves * (rank + 1) / world)
+        share(leaves, rank, world)
             .map(|leaf| leaf as u32)
             .take_while(|leaf| leaf * self.micro_batch < units)
             .map(|leaf| Micro {
@@ -102,4 +102,9 @@ impl Deal {
             })
             .collect()
     }
+}
+
+/// The micro-batches of a rank, as places in a full global batch of `leaves`: contiguous, as equal as can be.
+pub fn share(leaves: usize, rank: usize, world: usize) -> std::ops::Range<usize> {
+    leaves * rank / world..leaves * (rank + 1) / world
 }

@@ -35,7 +35,7 @@ pub use batch::{BadSample, Batch, BatchSpec, DrawData, OnBad};
 pub use cifar::{Cifar, CifarKind};
 pub use class_map::{ClassMap, clusters};
 pub use dataset::{Dataset, Meta, RawImage, Stats, limits, sample_hash};
-pub use deal::{Deal, LastBatch, Micro};
+pub use deal::{Deal, LastBatch, Micro, share};
 pub use decode::decode_image;
 pub use draw::{EpochKey, Purpose, Stream};
 pub use error::DataError;

@@ -6,10 +6,10 @@ use crate::init::{copy_states, initialise};
 use crate::step::{Compile, Model};
 use crate::tree::Tree;
 use comm::Communicator;
-use cpu::Real;
 use plan::{Plan, Scalars, StateTable};
 use spec::{Measure, SlotId, ValueId, Weight};
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use tensor::HostTensor;
 
 /// A micro-batch as the executor takes it.
@@ -48,6 +48,8 @@ pub struct Engine<E: Executor> {
     pub states: StateTable,
     plans: BTreeMap<[usize; 2], Plan>,
     full: [usize; 2],
+    /// Micro-batches of a full global batch.
+    leaves: usize,
     pub eval: Option<Plan>,
     prepared: Option<Prepared>,
     comm: Box<dyn Communicator>,
@@ -94,8 +96,8 @@ impl<E: Executor> Engine<E> {
         let eval = compile.evaluation(model, sizes.eval_batch, &mut states)?;
         let all: Vec<_> = plans.values().chain([&eval]).collect();
         executor.reserve(&all, &states, sizes.leaves)?;
-        let (full, reproducible) = (sizes.full, sizes.reproducible);
-        Ok(Engine { executor, states, plans, full, eval: Some(eval), prepared: None, comm, reproducible })
+        let &Sizes { full, leaves, reproducible, .. } = sizes;
+        Ok(Engine { executor, states, plans, full, leaves, eval: Some(eval), prepared: None, comm, reproducible })
     }
 
     /// The plan of a full micro-batch: its update serves all.
@@ -150,21 +152,20 @@ impl<E: Executor> Engine<E> {
 
     /// Bodies, reduction and update of a phase.
     fn phase(&mut self, phase: usize, step: &StepInputs<'_>) -> Result<(), TrainError> {
-        let leaves = step.all_units.len();
-        match step.micros {
-            [micro] if leaves == 1 && self.comm.world_size() == 1 && micro.units == self.full => {
-                if phase == 0 {
-                    self.feed(micro)?; // inputs stay for the phases after it
-                }
-                let plan = &self.plans[&self.full];
-                return self.executor.phase(plan, phase, &scalars(plan, step, micro.leaf));
+        let world = self.comm.world_size();
+        let one_each = step.all_units.len() == world && step.all_units.iter().all(|u| *u == self.full);
+        let at_once = world == 1 || self.leaves == world && !self.reproducible && self.executor.sums_over_ranks();
+        if let ([micro], true) = (step.micros, one_each && at_once) {
+            if phase == 0 {
+                self.feed(micro)?; // inputs stay for the phases after it
             }
-            _ => {}
+            let plan = &self.plans[&self.full];
+            return self.executor.phase(plan, phase, micro.leaf, &scalars(plan, step, micro.leaf));
         }
         let mut tree = Tree::new();
-        for (slot, micro) in step.micros.iter().enumerate() {
-            self.body(phase, slot, micro, step)?;
-            if leaves > 1 {
+        for micro in step.micros {
+            self.body(phase, micro, step)?;
+            if step.micros.len() > 1 || self.reproducible && world > 1 {
                 let part = self.executor.take_part(&self.plans[&self.full], phase)?;
                 tree.push(&mut self.executor, micro.leaf, part)?;
             }
@@ -183,65 +184,48 @@ impl<E: Executor> Engine<E> {
         micro.inputs.iter().try_for_each(|(name, data)| self.executor.set_input(plan, name, data))
     }
 
-    fn body(&mut self, phase: usize, slot: usize, micro: &Micro, step: &StepInputs<'_>) -> Result<(), TrainError> {
+    fn body(&mut self, phase: usize, micro: &Micro, step: &StepInputs<'_>) -> Result<(), TrainError> {
         self.feed(micro)?;
         let (plan, full) = (&self.plans[&micro.units], &self.plans[&self.full]);
         if plan.reduce.entries.len() != full.reduce.entries.len() {
             self.executor.clear_reduce(full, phase)?;
         }
-        self.executor.body(plan, phase, slot, &scalars(plan, step, micro.leaf))
+        self.executor.body(plan, phase, micro.leaf, &scalars(plan, step, micro.leaf))
     }
 
-    /// Sums gradients and loss values over micro-batches and ranks, and gathers what bodies hand to the update.
+    /// Sums gradients and loss values over micro-batches and ranks, and gathers what bodies hand to the update. Without parts in
+    /// `tree` the sum of this rank lies in the reduce arena, if it had any micro-batch.
     fn reduce(&mut self, phase: usize, mut tree: Tree<E>, step: &StepInputs<'_>) -> Result<(), TrainError> {
-        let Engine { executor, plans, full, comm, reproducible, .. } = self;
-        let plan = &plans[&*full];
-        let (leaves, len) = (step.all_units.len(), plan.reduce.phases[phase].len());
-        let alone = comm.world_size() == 1;
-        if leaves > 1 {
-            if !alone && *reproducible {
-                let parts = comm.all_gather_varied(&tree.to_bytes(executor)?)?;
-                tree = Tree::new();
-                parts.iter().try_for_each(|p| tree.absorb(executor, p, len))?;
-            } else if !alone {
-                let own = tree.sum(executor)?.map(|sum| executor.part_to_host(&sum)).transpose()?;
-                let mut own = own.unwrap_or_else(|| vec![E::Real::ZERO; len]);
-                all_reduce(comm.as_ref(), &mut own)?;
-                tree = Tree::new();
-                let part = executor.part_from_host(&own)?;
-                tree.push(executor, 0, part)?;
-            }
-            if let Some(sum) = tree.sum(executor)? {
-                executor.put_part(plan, phase, &sum)?;
-            }
-        } else if !alone {
-            // One micro-batch: the rank that ran it hands its sums to the others.
-            let mut own = vec![];
-            if !step.micros.is_empty() {
-                let part = executor.take_part(plan, phase)?;
-                own = executor.part_to_host(&part)?;
-            }
-            let parts = comm.all_gather_varied(bytemuck::cast_slice(&own))?;
-            let whole: Vec<E::Real> = bytemuck::pod_collect_to_vec(&parts.concat());
-            debug_assert_eq!(whole.len(), len);
-            let part = executor.part_from_host(&whole)?;
-            executor.put_part(plan, phase, &part)?;
+        let Engine { executor, plans, full, comm, reproducible, leaves, .. } = self;
+        let (plan, comm, present) = (&plans[&*full], comm.as_ref(), step.all_units.len());
+        let (world, len) = (comm.world_size(), plan.reduce.phases[phase].len());
+        let clip = |share: Range<usize>| share.start.min(present)..share.end.min(present);
+        let shares: Vec<_> = (0..world).map(|rank| clip(data::share(*leaves, rank, world))).collect();
+        if world > 1 && *reproducible {
+            tree = tree.share(executor, comm, &shares, len)?;
         }
-        if !alone {
-            let own = executor.carry_to_host(plan, step.micros.len())?;
-            executor.carry_from_host(plan, &comm.all_gather_varied(&own)?.concat())?;
+        if let Some(sum) = tree.sum(executor)? {
+            executor.put_part(plan, phase, &sum)?;
+        } else if step.micros.is_empty() {
+            executor.clear_reduce(plan, phase)?;
         }
-        Ok(())
+        if world == 1 {
+            return Ok(());
+        }
+        if !*reproducible {
+            executor.all_reduce(comm, plan, phase)?;
+        }
+        executor.share_carry(comm, plan, &shares)
     }
 
     /// Replays the bodies of a phase, which committed nothing, and names the first launch that is not finite. The lowest
     /// rank that finds one speaks for all.
     fn first_nonfinite(&mut self, phase: usize, step: &StepInputs<'_>) -> Result<(String, &'static str), TrainError> {
         let mut found = None;
-        for (slot, micro) in step.micros.iter().enumerate() {
+        for micro in step.micros {
             self.feed(micro)?;
             let plan = &self.plans[&micro.units];
-            found = self.executor.first_nonfinite(plan, phase, slot, &scalars(plan, step, micro.leaf))?;
+            found = self.executor.first_nonfinite(plan, phase, micro.leaf, &scalars(plan, step, micro.leaf))?;
             if found.is_some() {
                 break;
             }
@@ -301,15 +285,6 @@ pub struct EvalValues {
     pub others: Vec<(String, u64)>,
     /// [batch, classes]
     pub logits: Vec<f64>,
-}
-
-fn all_reduce<T: Real>(comm: &dyn Communicator, values: &mut [T]) -> Result<(), TrainError> {
-    if size_of::<T>() == 8 {
-        comm.all_reduce_sum_f64(bytemuck::cast_slice_mut(values))?;
-    } else {
-        comm.all_reduce_sum(bytemuck::cast_slice_mut(values))?;
-    }
-    Ok(())
 }
 
 /// Of micro-batch `micro` of a step, as `plan` numbers its slots.

@@ -2,9 +2,11 @@
 
 use crate::error::TrainError;
 use crate::session::plural;
+use comm::Communicator;
 use cpu::Real;
 use plan::{NonFinite, Plan, Scalars, StateTable, Storage};
 use spec::ValueId;
+use std::ops::Range;
 use tensor::HostTensor;
 
 /// Memory of one rank, and what runs plans on it. Work may go on after a call returns; whatever gives values to the host waits
@@ -31,15 +33,20 @@ pub trait Executor: Sized + 'static {
     /// has not are ignored. Floats are converted.
     fn set_input(&mut self, plan: &Plan, name: &str, data: &HostTensor) -> Result<(), TrainError>;
 
-    /// Runs the body of a phase for one micro-batch. `slot` counts the rank's micro-batches of the step.
+    /// Runs the body of a phase for one micro-batch. `slot` is its place in the global batch, where what it carries is kept.
     fn body(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) -> Result<(), TrainError>;
 
     /// Runs the update of a phase on reduced gradients and all carried values.
     fn update(&mut self, plan: &Plan, phase: usize, scalars: &Scalars) -> Result<(), TrainError>;
 
-    /// A phase of a step of one micro-batch on one rank: body, then update.
-    fn phase(&mut self, plan: &Plan, phase: usize, scalars: &Scalars) -> Result<(), TrainError> {
-        self.body(plan, phase, 0, scalars)?;
+    /// Whether [`phase`](Self::phase) may be used by several ranks: it sums over them itself.
+    fn sums_over_ranks(&self) -> bool {
+        false
+    }
+
+    /// A phase of a step in which each rank has one micro-batch, at place `slot`: body, sums over the ranks, update.
+    fn phase(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) -> Result<(), TrainError> {
+        self.body(plan, phase, slot, scalars)?;
         self.update(plan, phase, scalars)
     }
 
@@ -68,11 +75,57 @@ pub trait Executor: Sized + 'static {
 
     fn part_from_host(&mut self, values: &[Self::Real]) -> Result<Self::Part, TrainError>;
 
-    /// The carried values of the first `slots` micro-batches: `carry_bytes` of the plan's layout each.
-    fn carry_to_host(&mut self, plan: &Plan, slots: usize) -> Result<Vec<u8>, TrainError>;
+    /// The carried values of micro-batches, by their places: `carry_bytes` of the plan's layout each.
+    fn carry_to_host(&mut self, plan: &Plan, slots: Range<usize>) -> Result<Vec<u8>, TrainError>;
 
     /// Sets the carried values of as many micro-batches, from the first.
     fn carry_from_host(&mut self, plan: &Plan, bytes: &[u8]) -> Result<(), TrainError>;
+
+    /// Sums the phase's range of the reduce arena over the ranks, as fast as that goes: equal bits on all of them and in every
+    /// run, but not at another number of ranks.
+    fn all_reduce(&mut self, comm: &dyn Communicator, plan: &Plan, phase: usize) -> Result<(), TrainError> {
+        let part = self.take_part(plan, phase)?;
+        let mut values = self.part_to_host(&part)?;
+        if size_of::<Self::Real>() == 8 {
+            comm.all_reduce_sum_f64(bytemuck::cast_slice_mut(&mut values))?;
+        } else {
+            comm.all_reduce_sum(bytemuck::cast_slice_mut(&mut values))?;
+        }
+        let sum = self.part_from_host(&values)?;
+        self.put_part(plan, phase, &sum)
+    }
+
+    /// Parts of all ranks on every rank. `owners` says, for each part of the result, whose it is; own ones are given in order.
+    /// Each has `len` elements. Ranks come one after the other in `owners`.
+    fn share_parts(
+        &mut self,
+        comm: &dyn Communicator,
+        own: Vec<Self::Part>,
+        owners: &[usize],
+        len: usize,
+    ) -> Result<Vec<Self::Part>, TrainError> {
+        let mut bytes = Vec::new();
+        for part in &own {
+            bytes.extend_from_slice(bytemuck::cast_slice(&self.part_to_host(part)?));
+        }
+        drop(own);
+        let all = comm.all_gather_varied(&bytes)?.concat();
+        let parts = all.chunks_exact(len * size_of::<Self::Real>());
+        assert_eq!(parts.len(), owners.len(), "parts of all ranks");
+        parts.map(|p| self.part_from_host(&bytemuck::pod_collect_to_vec::<u8, Self::Real>(p))).collect()
+    }
+
+    /// Gives every rank what all carried: `slots` are each rank's places, in the order of ranks.
+    fn share_carry(
+        &mut self,
+        comm: &dyn Communicator,
+        plan: &Plan,
+        slots: &[Range<usize>],
+    ) -> Result<(), TrainError> {
+        let own = self.carry_to_host(plan, slots[comm.rank()].clone())?;
+        let all = comm.all_gather_varied(&own)?.concat();
+        self.carry_from_host(plan, &all)
+    }
 
     /// The elements of a float value that is still in memory.
     fn read(&self, plan: &Plan, value: ValueId) -> Result<Vec<f64>, TrainError>;
@@ -161,13 +214,13 @@ impl<T: Real> Executor for cpu::Executor<T> {
         Ok(values.to_vec())
     }
 
-    fn carry_to_host(&mut self, plan: &Plan, slots: usize) -> Result<Vec<u8>, TrainError> {
+    fn carry_to_host(&mut self, plan: &Plan, slots: Range<usize>) -> Result<Vec<u8>, TrainError> {
         Ok(self.carry_mut(plan, slots).to_vec())
     }
 
     fn carry_from_host(&mut self, plan: &Plan, bytes: &[u8]) -> Result<(), TrainError> {
         let slots = bytes.len() / plan.placement.layout.carry_bytes.max(1);
-        self.carry_mut(plan, slots).copy_from_slice(bytes);
+        self.carry_mut(plan, 0..slots).copy_from_slice(bytes);
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use crate::error::TrainError;
 use crate::executor::Executor;
 use plan::{NonFinite, Plan, Scalars, StateTable, Storage};
 use spec::ValueId;
+use std::ops::Range;
 use tensor::HostTensor;
 
 impl Executor for cuda::Executor {
@@ -38,8 +39,8 @@ impl Executor for cuda::Executor {
         Ok(self.update(plan, phase, scalars)?)
     }
 
-    fn phase(&mut self, plan: &Plan, phase: usize, scalars: &Scalars) -> Result<(), TrainError> {
-        Ok(self.phase(plan, phase, scalars)?)
+    fn phase(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) -> Result<(), TrainError> {
+        Ok(self.phase(plan, phase, slot, scalars)?)
     }
 
     fn first_nonfinite(
@@ -76,7 +77,7 @@ impl Executor for cuda::Executor {
         Ok(self.part_from_host(values)?)
     }
 
-    fn carry_to_host(&mut self, plan: &Plan, slots: usize) -> Result<Vec<u8>, TrainError> {
+    fn carry_to_host(&mut self, plan: &Plan, slots: Range<usize>) -> Result<Vec<u8>, TrainError> {
         Ok(self.carry_to_host(plan, slots)?)
     }
 

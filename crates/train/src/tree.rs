@@ -3,7 +3,9 @@
 
 use crate::error::TrainError;
 use crate::executor::Executor;
-use std::collections::BTreeMap;
+use comm::Communicator;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// A complete part of the tree: leaves `index << level .. (index + 1) << level`.
 type Key = (u32, usize);
@@ -36,27 +38,36 @@ impl<E: Executor> Tree<E> {
         self.insert(executor, (level + 1, index / 2), left)
     }
 
-    /// The parts as bytes, for other ranks.
-    pub(crate) fn to_bytes(&self, executor: &E) -> Result<Vec<u8>, TrainError> {
-        let mut out = Vec::new();
-        for (&(level, index), part) in &self.nodes {
-            out.extend(level.to_le_bytes());
-            out.extend((index as u64).to_le_bytes());
-            out.extend_from_slice(bytemuck::cast_slice(&executor.part_to_host(part)?));
+    /// The parts that leaves `range` come to, in the order in which a tree holds them.
+    fn parts_of(range: &Range<usize>) -> Vec<Key> {
+        let mut keys = BTreeSet::new();
+        for leaf in range.clone() {
+            let mut key = (0, leaf);
+            while keys.remove(&(key.0, key.1 ^ 1)) {
+                key = (key.0 + 1, key.1 / 2);
+            }
+            keys.insert(key);
         }
-        Ok(out)
+        keys.into_iter().collect()
     }
 
-    /// Adds the parts of another rank, each of `len` values.
-    pub(crate) fn absorb(&mut self, executor: &mut E, bytes: &[u8], len: usize) -> Result<(), TrainError> {
-        for part in bytes.chunks_exact(12 + len * size_of::<E::Real>()) {
-            let (head, body) = part.split_at(12);
-            let level = u32::from_le_bytes(head[..4].try_into().expect("four bytes"));
-            let index = u64::from_le_bytes(head[4..].try_into().expect("eight bytes"));
-            let part = executor.part_from_host(&bytemuck::pod_collect_to_vec::<u8, E::Real>(body))?;
-            self.insert(executor, (level, index as usize), part)?;
+    /// A tree of the parts of all ranks, of `len` values each. `shares` are the leaves of each rank.
+    pub(crate) fn share(
+        self,
+        executor: &mut E,
+        comm: &dyn Communicator,
+        shares: &[Range<usize>],
+        len: usize,
+    ) -> Result<Self, TrainError> {
+        let keys: Vec<(Key, usize)> =
+            shares.iter().enumerate().flat_map(|(r, s)| Self::parts_of(s).into_iter().map(move |k| (k, r))).collect();
+        let owners: Vec<usize> = keys.iter().map(|k| k.1).collect();
+        let parts = executor.share_parts(comm, self.nodes.into_values().collect(), &owners, len)?;
+        let mut all = Self::new();
+        for ((key, _), part) in keys.into_iter().zip(parts) {
+            all.insert(executor, key, part)?;
         }
-        Ok(())
+        Ok(all)
     }
 
     /// The sum over all leaves that came; `None` without any.
@@ -74,6 +85,7 @@ impl<E: Executor> Tree<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use comm::Threads;
 
     type Cpu = cpu::Executor<f32>;
 
@@ -82,19 +94,26 @@ mod tests {
         (0..n).map(|i| vec![0.1 + i as f32 * 1.7e-3, (i as f32).sin() * 1e4]).collect()
     }
 
-    fn sum_over(ranks: usize, n: usize) -> Vec<f32> {
+    fn rank_main(comm: &dyn Communicator, n: usize) -> Vec<f32> {
         let mut executor = Cpu::new(1).unwrap();
         let all = leaves(n);
-        let mut parts = Vec::new();
-        for rank in 0..ranks {
-            let mut tree = Tree::<Cpu>::new();
-            (n * rank / ranks..n * (rank + 1) / ranks)
-                .for_each(|i| tree.push(&mut executor, i, all[i].clone()).unwrap());
-            parts.push(tree.to_bytes(&executor).unwrap());
-        }
+        let shares: Vec<_> = (0..comm.world_size()).map(|r| data::share(n, r, comm.world_size())).collect();
         let mut tree = Tree::<Cpu>::new();
-        parts.iter().for_each(|p| tree.absorb(&mut executor, p, 2).unwrap());
+        shares[comm.rank()].clone().for_each(|i| tree.push(&mut executor, i, all[i].clone()).unwrap());
+        assert_eq!(tree.nodes.keys().copied().collect::<Vec<_>>(), Tree::<Cpu>::parts_of(&shares[comm.rank()]));
+        let tree = tree.share(&mut executor, comm, &shares, 2).unwrap();
         tree.sum(&mut executor).unwrap().unwrap()
+    }
+
+    /// The sum on every rank, which is one.
+    fn sum_over(ranks: usize, n: usize) -> Vec<f32> {
+        std::thread::scope(|scope| {
+            let spawn = |comm: Threads| scope.spawn(move || rank_main(&comm, n));
+            let ranks: Vec<_> = Threads::world(ranks).into_iter().map(spawn).collect();
+            let mut sums: Vec<_> = ranks.into_iter().map(|r| r.join().unwrap()).collect();
+            assert!(sums.windows(2).all(|w| w[0] == w[1]));
+            sums.swap_remove(0)
+        })
     }
 
     #[test]

@@ -142,7 +142,7 @@ impl Machine for Gpu {
         good(self.0.update(plan, phase, scalars));
     }
     fn phase(&mut self, plan: &Plan, phase: usize, scalars: &Scalars) {
-        good(self.0.phase(plan, phase, scalars));
+        good(self.0.phase(plan, phase, 0, scalars));
     }
     fn first_nonfinite(&mut self, plan: &Plan, scalars: &Scalars) -> Option<NonFinite> {
         good(self.0.first_nonfinite(plan, 0, 0, scalars))
