@@ -24,8 +24,8 @@ pub enum PmixError {
     NoLibrary(String),
     #[error("PMIx: {call} returned {status}; is the process a rank of a running job?")]
     Failed { call: &'static str, status: i32 },
-    #[error("PMIx: {key} has type {kind}, expected an unsigned number")]
-    NoNumber { key: String, kind: u16 },
+    #[error("PMIx: {key} has type {kind}, expected an unsigned number of 32 or 64 bits")]
+    Type { key: String, kind: u16 },
 }
 
 /// `pmix_proc_t` of versions 3 to 5.
@@ -35,11 +35,18 @@ struct Proc {
     rank: u32,
 }
 
-/// The beginning of `pmix_value_t`: its type, then a union that holds numbers in place.
+/// The beginning of `pmix_value_t`: its type, then a union.
 #[repr(C)]
 struct Value {
     kind: u16,
-    data: u64,
+    data: Data,
+}
+
+#[repr(C)]
+union Data {
+    u32: u32,
+    u64: u64,
+    string: *const c_char,
 }
 
 type Init = unsafe extern "C" fn(*mut Proc, *mut c_void, usize) -> c_int;
@@ -68,7 +75,9 @@ pub fn ask() -> Result<PmixFacts, PmixError> {
     }
     let all = Proc { namespace: me.namespace, rank: WILDCARD };
     let size = pmix.number(&all, c"pmix.job.size");
-    let local_rank = pmix.number(&me, c"pmix.lrank").ok();
+    // NOTE: not `pmix.lrank`. The shared store of PMIx 4.2 loses what is said of single ranks as soon as one of the host has
+    // finalised; what is said of the job stays.
+    let local_rank = pmix.local_rank(&all, me.rank);
     // SAFETY: PMIx_Init has succeeded, and no infos are passed.
     let status = unsafe { (pmix.finalize)(ptr::null(), 0) };
     let size = size?;
@@ -96,28 +105,36 @@ impl Functions {
         Ok(functions)
     }
 
-    /// A fact of the job that is an unsigned number.
-    fn number(&self, of: &Proc, key: &CStr) -> Result<usize, PmixError> {
+    /// A fact of the job.
+    fn get(&self, job: &Proc, key: &CStr) -> Result<&'static Value, PmixError> {
         let mut value: *mut Value = ptr::null_mut();
-        // SAFETY: `of` and `key` live through the call, no infos are passed, `value` receives a pointer.
-        let status = unsafe { (self.get)(of, key.as_ptr(), ptr::null(), 0, &mut value) };
-        if status != 0 || value.is_null() {
-            return Err(PmixError::Failed { call: "PMIx_Get", status });
-        }
-        // SAFETY: the call succeeded, so this is a pmix_value_t, and the member that its type names has been written.
-        // Nobody frees its few bytes: they are malloc's, and the function for it differs between versions.
-        let (kind, number) = unsafe {
-            let data = &raw const (*value).data;
-            let kind = (*value).kind;
-            let number = match kind {
-                4 | 15 => Some(data.read()),                           // PMIX_SIZE, PMIX_UINT64
-                11 | 14 => Some(u64::from(data.cast::<u32>().read())), // PMIX_UINT, PMIX_UINT32
-                13 => Some(u64::from(data.cast::<u16>().read())),      // PMIX_UINT16
+        // SAFETY: `job` and `key` live through the call, no infos are passed, `value` receives a pointer.
+        let status = unsafe { (self.get)(job, key.as_ptr(), ptr::null(), 0, &mut value) };
+        let failed = PmixError::Failed { call: "PMIx_Get", status };
+        // SAFETY: a pmix_value_t if the call succeeded, whose beginning `Value` is. It is the caller's, and nobody frees its
+        // few bytes: they are malloc's, and the function for it differs between versions.
+        unsafe { value.as_ref() }.filter(|_| status == 0).ok_or(failed)
+    }
+
+    fn number(&self, job: &Proc, key: &CStr) -> Result<usize, PmixError> {
+        let value = self.get(job, key)?;
+        // SAFETY: the member of the union that the type names has been written.
+        let number = unsafe {
+            match value.kind {
+                4 | 15 => Some(value.data.u64),             // PMIX_SIZE, PMIX_UINT64
+                11 | 14 => Some(u64::from(value.data.u32)), // PMIX_UINT, PMIX_UINT32
                 _ => None,
-            };
-            (kind, number)
+            }
         };
         let number = number.and_then(|number| usize::try_from(number).ok());
-        number.ok_or_else(|| PmixError::NoNumber { key: key.to_string_lossy().into_owned(), kind })
+        number.ok_or_else(|| PmixError::Type { key: key.to_string_lossy().into_owned(), kind: value.kind })
+    }
+
+    /// Index of a rank among those of its host, which PMIx lists as `4,5,6,7`.
+    fn local_rank(&self, job: &Proc, rank: u32) -> Option<usize> {
+        let value = self.get(job, c"pmix.lpeers").ok().filter(|value| value.kind == 3)?; // PMIX_STRING
+        // SAFETY: the type says that the union holds a pointer to a string, null or ended by a zero byte.
+        let peers = unsafe { value.data.string.as_ref().map(|first| CStr::from_ptr(first)) }?;
+        peers.to_str().ok()?.split(',').position(|peer| peer.parse() == Ok(rank))
     }
 }

@@ -463,7 +463,7 @@ fn real_ranks_of_pmix() {
     }
     let places = places(&output);
     assert!(output.status.success() && places.len() == 2, "{output:?}"); // finalised: no failed job
-    let job = |place: &str| place.split(' ').nth(6).map(str::to_owned);
+    let job = |place: &str| place.split(' ').nth(5).map(str::to_owned);
     assert!(job(&places[0]).is_some() && job(&places[0]) == job(&places[1]), "{places:?}");
     for (rank, place) in places.iter().enumerate() {
         assert!(place.starts_with("ranks: 2, from PMIx job "), "{place}");
