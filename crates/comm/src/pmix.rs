@@ -110,10 +110,12 @@ impl Functions {
         let mut value: *mut Value = ptr::null_mut();
         // SAFETY: `job` and `key` live through the call, no infos are passed, `value` receives a pointer.
         let status = unsafe { (self.get)(job, key.as_ptr(), ptr::null(), 0, &mut value) };
-        let failed = PmixError::Failed { call: "PMIx_Get", status };
-        // SAFETY: a pmix_value_t if the call succeeded, whose beginning `Value` is. It is the caller's, and nobody frees its
-        // few bytes: they are malloc's, and the function for it differs between versions.
-        unsafe { value.as_ref() }.filter(|_| status == 0).ok_or(failed)
+        if status != 0 {
+            return Err(PmixError::Failed { call: "PMIx_Get", status });
+        }
+        // SAFETY: the call succeeded, so null or a pmix_value_t, whose beginning `Value` is. It is the caller's, and nobody
+        // frees its few bytes: they are malloc's, and the function for it differs between versions.
+        unsafe { value.as_ref() }.ok_or(PmixError::Failed { call: "PMIx_Get", status })
     }
 
     fn number(&self, job: &Proc, key: &CStr) -> Result<usize, PmixError> {
