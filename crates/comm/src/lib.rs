@@ -4,11 +4,16 @@
 //! bit for bit on all ranks and in every run; a rank that is gone makes the others' collectives errors, never a hang.
 //! Knows no graph, no device memory and no step.
 
+pub mod discover;
+pub mod hostlist;
+mod launcher;
 pub mod member;
+pub mod pmix;
 mod solo;
 mod threads;
 pub mod wire;
 
+pub use launcher::{Choice, Launcher};
 pub use solo::Solo;
 pub use threads::Threads;
 
