@@ -25,7 +25,7 @@ pub(crate) fn of(error: &CliError) -> Exit {
             TrainError::Cuda(e) if e.is_absence() => Exit::Preflight,
             TrainError::Cpu(_) | TrainError::Cuda(_) => Exit::Device,
             TrainError::Plan(_) | TrainError::Panic { .. } => Exit::Internal,
-            TrainError::NonFinite { .. } => Exit::Divergence,
+            TrainError::NonFinite { .. } | TrainError::Diverged { .. } => Exit::Divergence,
         },
     }
 }

@@ -9,11 +9,13 @@ pub mod hostlist;
 mod launcher;
 pub mod member;
 pub mod pmix;
+mod shared;
 mod solo;
 mod threads;
 pub mod wire;
 
 pub use launcher::{Choice, Launcher};
+pub use shared::Shared;
 pub use solo::Solo;
 pub use threads::Threads;
 
@@ -28,6 +30,11 @@ pub enum CommError {
     /// The ranks called different collectives, which is a fault of the program or unequal recipes.
     #[error("collective #{sequence}: rank {rank} called {got}, rank 0 called {expected}")]
     Mismatch { rank: usize, sequence: u64, expected: Call, got: Call },
+}
+
+/// Name of this host, as the ranks tell each other.
+pub fn host_name() -> String {
+    nix::unistd::gethostname().map_or_else(|_| "unknown".to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 /// Kind of a collective, for messages.

@@ -59,6 +59,25 @@ impl Device {
         }
     }
 
+    /// The device of a process that is the `local_rank`-th of its host: the GPUs from the chosen one on are dealt out, unless the
+    /// launcher left one visible. Errors: there are fewer GPUs than ranks.
+    pub(crate) fn of_rank(self, local_rank: Option<usize>) -> Result<Device, TrainError> {
+        match (self, local_rank) {
+            (Device::Cuda(first), Some(local_rank)) => {
+                let count = cuda::devices()?.len();
+                let ordinal = if count == 1 { 0 } else { first + local_rank };
+                if ordinal < count {
+                    return Ok(Device::Cuda(ordinal));
+                }
+                Err(TrainError::Device(format!(
+                    "local rank {local_rank} has no GPU: {count} are visible; start {count} ranks on this host, show more in \
+                     CUDA_VISIBLE_DEVICES, or show one and set RETORT_SHARE_GPU=1 to debug on it"
+                )))
+            }
+            (device, _) => Ok(device),
+        }
+    }
+
     /// How its executor places values.
     pub(crate) fn storage(self, precision: Precision) -> Storage {
         match self {
@@ -101,6 +120,16 @@ pub(crate) fn open_gpu(ordinal: usize, precision: Precision) -> Result<cuda::Exe
 /// The executor of the CPU, in f32 on all cores.
 pub(crate) fn open_cpu() -> Result<cpu::Executor<f32>, TrainError> {
     Ok(cpu::Executor::new(cores())?)
+}
+
+/// Cores of this machine.
+pub(crate) fn all_cores() -> usize {
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let count = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(1 + last.trim().parse::<usize>().ok()?.checked_sub(first.trim().parse().ok()?)?)
+    };
+    online.split(',').filter_map(count).sum::<usize>().max(cores())
 }
 
 /// Cores of this machine, as far as this process may use them.

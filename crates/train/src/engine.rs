@@ -6,10 +6,12 @@ use crate::init::{copy_states, initialise};
 use crate::step::{Compile, Model};
 use crate::tree::Tree;
 use comm::Communicator;
+use comm::progress::{Phase, Progress};
 use plan::{Plan, Scalars, StateTable};
 use spec::{Measure, SlotId, ValueId, Weight};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use std::sync::Arc;
 use tensor::HostTensor;
 
 /// A micro-batch as the executor takes it.
@@ -52,8 +54,27 @@ pub struct Engine<E: Executor> {
     leaves: usize,
     pub eval: Option<Plan>,
     prepared: Option<Prepared>,
+    /// The first micro-batch of the next step is where it will be read.
+    staged: bool,
     comm: Box<dyn Communicator>,
     reproducible: bool,
+    /// What this rank is doing, for its watch.
+    pub progress: Arc<Progress>,
+}
+
+/// The step after the one that runs, as far as it is known.
+pub trait Ahead {
+    /// Its first micro-batch, which may be given to the executor while the one before is computed; `None` if not yet.
+    fn micro(&mut self) -> Result<Option<&Micro>, TrainError>;
+}
+
+/// For steps on their own.
+struct Alone;
+
+impl Ahead for Alone {
+    fn micro(&mut self) -> Result<Option<&Micro>, TrainError> {
+        Ok(None)
+    }
 }
 
 /// The plan whose frozen weights are folded at the moment.
@@ -97,7 +118,9 @@ impl<E: Executor> Engine<E> {
         let all: Vec<_> = plans.values().chain([&eval]).collect();
         executor.reserve(&all, &states, sizes.leaves)?;
         let &Sizes { full, leaves, reproducible, .. } = sizes;
-        Ok(Engine { executor, states, plans, full, leaves, eval: Some(eval), prepared: None, comm, reproducible })
+        let (eval, progress) = (Some(eval), Arc::default());
+        let (prepared, staged) = (None, false);
+        Ok(Engine { executor, states, plans, full, leaves, eval, prepared, staged, comm, reproducible, progress })
     }
 
     /// The plan of a full micro-batch: its update serves all.
@@ -135,14 +158,56 @@ impl<E: Executor> Engine<E> {
         Ok(())
     }
 
+    /// Gives all ranks the states of rank 0 and makes sure that they have them.
+    pub fn share_states(&mut self) -> Result<(), TrainError> {
+        for entry in &self.states.entries {
+            let mut values = self.executor.state(entry.offset, entry.shape.elements())?;
+            self.comm.broadcast(bytemuck::cast_slice_mut(&mut values), 0)?;
+            self.executor.set_state(entry.offset, &values)?;
+        }
+        self.prepared = None;
+        match self.odd_ranks()?.as_slice() {
+            [] => Ok(()),
+            odd => Err(TrainError::Setting(format!(
+                "ranks {odd:?} do not hold what rank 0 broadcast: a fault of memory, of the network or of this program"
+            ))),
+        }
+    }
+
+    /// Ranks whose states differ from those of most ranks; all where no majority is. Called by all ranks.
+    pub fn odd_ranks(&self) -> Result<Vec<usize>, TrainError> {
+        let mut hasher = blake3::Hasher::new();
+        for entry in &self.states.entries {
+            let values = self.executor.state(entry.offset, entry.shape.elements())?;
+            hasher.update(bytemuck::cast_slice(&values));
+        }
+        let all = self.comm.all_gather(hasher.finalize().as_bytes())?;
+        let hashes: Vec<_> = all.chunks_exact(blake3::OUT_LEN).collect();
+        let votes = |hash: &&[u8]| hashes.iter().filter(|h| *h == hash).count();
+        let majority = hashes.iter().find(|hash| 2 * votes(hash) > hashes.len());
+        let odd = |rank: &usize| Some(&hashes[*rank]) != majority;
+        Ok((0..hashes.len()).filter(odd).collect())
+    }
+
     /// Runs all phases of a step.
     pub fn step(&mut self, step: &StepInputs<'_>) -> Result<StepValues, TrainError> {
+        self.step_ahead(step, &mut Alone)
+    }
+
+    /// As `step`; while the executor computes, the next step's inputs are put on their way.
+    pub fn step_ahead(&mut self, step: &StepInputs<'_>, next: &mut dyn Ahead) -> Result<StepValues, TrainError> {
         let mut values = StepValues::default();
-        for phase in 0..self.plan().phases.len() {
+        let phases = self.plan().phases.len();
+        for phase in 0..phases {
             self.phase(phase, step)?;
+            if let (true, Some(micro)) = (phase + 1 == phases, next.micro()?) {
+                self.feed(micro)?;
+                self.staged = true;
+            }
             let plan = &self.plans[&self.full];
             let finite = read_values(&self.executor, plan, phase, &scalars(plan, step, 0), &mut values)?;
             if !finite {
+                self.staged = false; // the replay takes the place of inputs
                 values.nonfinite = Some(self.first_nonfinite(phase, step)?);
                 break;
             }
@@ -156,13 +221,16 @@ impl<E: Executor> Engine<E> {
         let one_each = step.all_units.len() == world && step.all_units.iter().all(|u| *u == self.full);
         let at_once = world == 1 || self.leaves == world && !self.reproducible && self.executor.sums_over_ranks();
         if let ([micro], true) = (step.micros, one_each && at_once) {
-            if phase == 0 {
+            if phase == 0 && !std::mem::take(&mut self.staged) {
                 self.feed(micro)?; // inputs stay for the phases after it
             }
             let plan = &self.plans[&self.full];
+            self.progress.enter(Phase::Forward);
             return self.executor.phase(plan, phase, micro.leaf, &scalars(plan, step, micro.leaf));
         }
         let mut tree = Tree::new();
+        self.progress.enter(Phase::Forward);
+        self.staged &= phase == 0;
         for micro in step.micros {
             self.body(phase, micro, step)?;
             if step.micros.len() > 1 || self.reproducible && world > 1 {
@@ -170,7 +238,9 @@ impl<E: Executor> Engine<E> {
                 tree.push(&mut self.executor, micro.leaf, part)?;
             }
         }
+        self.progress.enter(Phase::Reduce);
         self.reduce(phase, tree, step)?;
+        self.progress.enter(Phase::Update);
         let plan = &self.plans[&self.full];
         self.executor.update(plan, phase, &scalars(plan, step, 0))
     }
@@ -185,7 +255,9 @@ impl<E: Executor> Engine<E> {
     }
 
     fn body(&mut self, phase: usize, micro: &Micro, step: &StepInputs<'_>) -> Result<(), TrainError> {
-        self.feed(micro)?;
+        if !std::mem::take(&mut self.staged) {
+            self.feed(micro)?;
+        }
         let (plan, full) = (&self.plans[&micro.units], &self.plans[&self.full]);
         if plan.reduce.entries.len() != full.reduce.entries.len() {
             self.executor.clear_reduce(full, phase)?;
@@ -272,6 +344,7 @@ impl<E: Executor> Engine<E> {
     /// After evaluations: the next body folds its own frozen weights again.
     pub fn end_evaluation(&mut self) {
         self.prepared = None;
+        self.staged = false;
     }
 }
 

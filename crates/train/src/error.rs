@@ -25,6 +25,8 @@ pub enum TrainError {
     FinalSave(String, String),
     #[error(transparent)]
     Comm(#[from] comm::CommError),
+    #[error("{}", diverged(*step, ranks))]
+    Diverged { step: u64, ranks: Vec<usize> },
     /// The device that was asked for cannot be used.
     #[error("{0}")]
     Device(String),
@@ -55,4 +57,14 @@ impl From<plan::PlanError> for TrainError {
     fn from(error: plan::PlanError) -> TrainError {
         TrainError::Plan(Box::new(error))
     }
+}
+
+fn diverged(step: u64, ranks: &[usize]) -> String {
+    let names: Vec<_> = ranks.iter().map(usize::to_string).collect();
+    let (noun, verb) = if ranks.len() == 1 { ("rank", "holds") } else { ("ranks", "hold") };
+    format!(
+        "step {step}: {noun} {} {verb} other weights than the rest, expected the same bits on all: a fault of memory or of a device; \
+         resume without that host from a checkpoint before the last comparison that was good (ranks.check_every)",
+        names.join(", ")
+    )
 }

@@ -1,6 +1,7 @@
 //! What a run asks of the machine that computes. There are two: the CPU (`cpu::Executor`, here) and CUDA.
 
 use crate::error::TrainError;
+use crate::joined::Joined;
 use crate::session::plural;
 use comm::Communicator;
 use cpu::Real;
@@ -22,6 +23,11 @@ pub trait Executor: Sized + 'static {
 
     /// How plans must place values to run here.
     fn storage(&self) -> Storage;
+
+    /// Meets the executors of the other ranks, where it has a way of its own to reach them. Called once, before `reserve`.
+    fn join(&mut self, _comm: &dyn Communicator, _joined: Option<&Joined>) -> Result<(), TrainError> {
+        Ok(())
+    }
 
     /// Makes room for all plans of a run, its states and the carried values of `micro_batches`: called once, before all else.
     fn reserve(&mut self, plans: &[&Plan], states: &StateTable, micro_batches: usize) -> Result<(), TrainError>;

@@ -173,6 +173,12 @@ impl Journal {
         self.epoch_begin = Instant::now();
     }
 
+    pub(crate) fn event(&mut self, step: u64, event: &str, text: &str) {
+        let fields = [("event", json!(event)), ("text", json!(text))];
+        let fields = fields.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+        self.metrics.write(step, Kind::Event, &fields);
+    }
+
     pub(crate) fn alarm(&mut self, step: u64, monitor: &str, value: f64) {
         let fields = [("event", json!("alarm")), ("monitor", json!(monitor)), ("value", json!(value))];
         let fields = fields.into_iter().map(|(key, value)| (key.to_string(), value)).collect();

@@ -7,6 +7,7 @@ use nets::NetworkSpec;
 use serde::{Deserialize, Serialize};
 use spec::Precision;
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -25,6 +26,8 @@ pub struct Recipe {
     pub eval: EvalSection,
     #[serde(default)]
     pub output: OutputSection,
+    #[serde(default)]
+    pub ranks: RanksSection,
     /// For runs of several stages: the recipe with sections replaced, one after the other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stage: Vec<StageSection>,
@@ -226,6 +229,40 @@ impl Default for OutputSection {
             keep: 2,
             keep_best: 1,
             log_every: 20,
+        }
+    }
+}
+
+/// Of runs of several processes. All limits are seconds.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RanksSection {
+    /// Until all ranks have met. Default 300.
+    pub rendezvous_s: f64,
+    /// From one heartbeat to the next. Default 1.
+    pub heartbeat_s: f64,
+    /// Without progress in a step for so long, or ten times the 99th percentile of steps, a rank hangs. Default 60.
+    pub hang_s: f64,
+    /// As `hang_s`, for the first step, evaluations, checkpoints and resuming. Default 300.
+    pub slow_phase_s: f64,
+    /// Steps between comparisons of the weights of all ranks; 0: never. Default 1000.
+    pub check_every: u64,
+}
+
+impl Default for RanksSection {
+    fn default() -> RanksSection {
+        RanksSection { rendezvous_s: 300.0, heartbeat_s: 1.0, hang_s: 60.0, slow_phase_s: 300.0, check_every: 1000 }
+    }
+}
+
+impl RanksSection {
+    /// Limits of the watch.
+    pub(crate) fn watch(&self) -> comm::limits::Limits {
+        comm::limits::Limits {
+            heartbeat: Duration::from_secs_f64(self.heartbeat_s),
+            hang: Duration::from_secs_f64(self.hang_s),
+            slow_phase: Duration::from_secs_f64(self.slow_phase_s),
+            ..Default::default()
         }
     }
 }

@@ -94,12 +94,18 @@ fn counts(r: &Recipe) -> Vec<Rule> {
 }
 
 fn numbers(r: &Recipe) -> Vec<Rule> {
+    const SECONDS: &str = "0.01 to 1000000 seconds; without the key a default holds";
     const RATE: &str = "a finite number above 0; 0.1 and 0.05 are usual";
     let (o, t) = (&r.optimizer, &r.train);
     let positive = |x: f64| x > 0.0 && x.is_finite();
     let shares = r.teacher.iter().filter_map(|t| t.expect_top1).all(|x| x > 0.0 && x <= 1.0);
     let below_one = |x: f64| (0.0..1.0).contains(&x);
+    let (limits, seconds) = (&r.ranks, |x: f64| (0.01..=1e6).contains(&x));
     vec![
+        ("ranks.rendezvous_s", seconds(limits.rendezvous_s), SECONDS),
+        ("ranks.heartbeat_s", seconds(limits.heartbeat_s), SECONDS),
+        ("ranks.hang_s", limits.hang_s <= 1e6 && limits.hang_s >= 3.0 * limits.heartbeat_s, "three heartbeats or more; 60 is the default"),
+        ("ranks.slow_phase_s", seconds(limits.slow_phase_s), SECONDS),
         ("optimizer.lr", o.lr.is_none_or(positive), RATE),
         ("optimizer.lr_per_256", o.lr_per_256.is_none_or(positive), RATE),
         ("optimizer.momentum", below_one(o.momentum), "at least 0 and below 1; 0.9 is usual, 0 turns it off"),

@@ -67,7 +67,8 @@ impl Session {
             "git": option_env!("RETORT_GIT_HASH"),
             "device": self.device.to_string(),
             "threads": self.threads(),
-            "ranks": self.options.ranks.max(1),
+            "ranks": self.world(),
+            "members": self.members(),
             "classes": self.train_set.loader.dataset().classes(),
             "image": self.model.setting.image,
             "mean": self.train_set.stats.mean,
@@ -90,6 +91,14 @@ impl Session {
         write("run.json", format!("{run:#}\n").as_bytes())
     }
 
+    /// Host, process and device of each rank.
+    fn members(&self) -> Vec<serde_json::Value> {
+        let members = self.options.joined.iter().flat_map(|j| &j.members);
+        members
+            .map(|m| serde_json::json!({ "rank": m.rank, "host": m.host, "pid": m.pid, "device": m.device, "uuid": m.uuid }))
+            .collect()
+    }
+
     /// A file of the labels that the run trains on, `given` i32 [n], and those before the noise, `true`.
     fn noisy_labels(&self, truth: &[u32]) -> Result<Vec<u8>, TrainError> {
         let tensor = |labels: &[u32]| {
@@ -106,7 +115,7 @@ impl Session {
 fn same_training(a: &str, b: &str) -> bool {
     let essence = |text: &str| {
         let mut table: toml::Table = text.parse().ok()?;
-        for section in ["output", "eval"] {
+        for section in ["output", "eval", "ranks"] {
             table.remove(section);
         }
         for (section, key) in [("train", "max_steps"), ("data", "workers"), ("data", "folder")] {

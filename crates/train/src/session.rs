@@ -1,7 +1,7 @@
 //! A run from its recipe: checks, sets, models, ranks; training, and what it came to.
 
 use crate::checkpoint::{Checkpoints, Retention, Snapshot};
-use crate::device::{Device, Job, cores, executor};
+use crate::device::{Device, Job, all_cores, cores, executor};
 use crate::disk::OsDisk;
 use crate::engine::{Engine, Sizes};
 use crate::error::TrainError;
@@ -10,6 +10,7 @@ use crate::executor::Executor;
 use crate::exit::Exit;
 use crate::feed::{Feed, Rank, Set, eval_spec, micro_batch, open_set, train_spec};
 use crate::inputs::set_input;
+use crate::joined::Joined;
 use crate::journal::Verbosity;
 use crate::manifest::RunState;
 use crate::ranks::{Ranks, first_cause};
@@ -51,6 +52,8 @@ pub struct RunOptions {
     pub device: Option<Device>,
     /// Ranks as threads of this process; 0 means 1.
     pub ranks: usize,
+    /// The other processes of the run, if this is one rank of several.
+    pub joined: Option<Arc<Joined>>,
     /// Threads of each rank; 0 shares the cores among the ranks.
     pub threads: usize,
     pub resume: Resume,
@@ -93,8 +96,10 @@ impl Session {
     pub fn open(loaded: Loaded, options: RunOptions) -> Result<Session, TrainError> {
         let annotated = loaded.annotated();
         let Loaded { recipe, text, path, .. } = loaded;
-        let device = Device::choose(options.device, recipe.train.precision)?;
-        let ranks = options.ranks.max(1);
+        let (device, ranks) = match &options.joined {
+            Some(joined) => (joined.device, joined.world_size),
+            None => (Device::choose(options.device, recipe.train.precision)?, options.ranks.max(1)),
+        };
         check_batches(&recipe, ranks)?;
         let folder = recipe.data.folder.clone();
         let plain = BatchSpec {
@@ -132,6 +137,12 @@ impl Session {
             .or_else(|| recipe.output.folder.clone())
             .unwrap_or_else(|| Path::new("runs").join(stem));
         let (train_set, eval_set) = (Arc::new(train_set), Arc::new(eval_set));
+        if let Some(joined) = &options.joined {
+            let named = train_set.clone();
+            joined.name_samples(Box::new(move |i| {
+                format!("{i} ({})", named.loader.dataset().place(i as usize))
+            }));
+        }
         let notes = vec![];
         let mut session =
             Session { recipe, device, text, annotated, model, compile, train_set, eval_set, run_dir, options, notes };
@@ -172,13 +183,37 @@ impl Session {
         let on_cpu = executor.storage() != Storage::Device;
         let tf32 = on_cpu && self.recipe.train.precision == Precision::Tf32;
         let tf32 = if tf32 { ", tf32 computed as f32" } else { "" };
-        let ranks = self.options.ranks.max(1);
+        let ranks = self.world();
         let ranks = if ranks > 1 { format!("; the like for each of {ranks} ranks") } else { String::new() };
         format!("device: {}{tf32}{ranks}", executor.describe())
     }
 
+    /// Ranks of the run.
+    pub fn world(&self) -> usize {
+        self.options.joined.as_ref().map_or(self.options.ranks.max(1), |j| j.world_size)
+    }
+
+    /// Whether this process writes: rank 0 is here.
+    pub fn leads(&self) -> bool {
+        self.options.joined.as_ref().is_none_or(|j| j.rank == 0)
+    }
+
+    /// Waits for all processes of the run.
+    pub(crate) fn meet(&self) -> Result<(), TrainError> {
+        if let Some(joined) = &self.options.joined {
+            joined.comm()?.barrier()?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn threads(&self) -> usize {
-        let share = (cores() / self.options.ranks.max(1)).max(1);
+        // A launcher that binds ranks to cores leaves each its own.
+        let sharing = match &self.options.joined {
+            Some(_) if cores() < all_cores() => 1,
+            Some(joined) => joined.local_size(),
+            None => self.options.ranks.max(1),
+        };
+        let share = (cores() / sharing).max(1);
         if self.options.threads > 0 { self.options.threads } else { share }
     }
 
@@ -216,7 +251,7 @@ impl Session {
 
     /// Units of a full micro-batch, per role.
     pub(crate) fn full_units(&self) -> Result<[usize; 2], TrainError> {
-        let ranks = self.options.ranks.max(1);
+        let ranks = self.world();
         let feed = self.feed(Rank { rank: 0, world: ranks })?;
         Ok(feed.sizes(micro_batch(&self.recipe, ranks)).0)
     }
@@ -290,10 +325,14 @@ impl Session {
     /// Trains one stage.
     pub(crate) fn train_under(&self, signals: &Signals) -> Result<Outcome, TrainError> {
         let begin = Instant::now();
-        let resumed = self.resume()?;
-        self.check_teachers()?;
-        std::fs::create_dir_all(&self.run_dir).map_err(|source| self.io("cannot create", source))?;
-        self.write_run_files()?;
+        let mut resumed = None;
+        if self.leads() {
+            resumed = self.resume()?;
+            self.check_teachers()?;
+            std::fs::create_dir_all(&self.run_dir).map_err(|source| self.io("cannot create", source))?;
+            self.write_run_files()?;
+        }
+        self.meet()?;
         let results = self.on_executor(Ranks { session: self, signals, resumed: resumed.as_ref() })?;
         let (exit, position, degraded) = first_cause(results)?;
         Ok(Outcome {

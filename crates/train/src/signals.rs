@@ -20,8 +20,10 @@ pub enum Request {
     Preempt,
     /// INT: as `Stop`, another exit code.
     Interrupt,
-    /// TERM: finish the step, save if that fits the time left, stop.
+    /// TERM: finish the step, save, stop.
     Stop,
+    /// TERM where saving takes longer than the launcher waits: stop.
+    StopNow,
 }
 
 impl Request {
@@ -32,7 +34,7 @@ impl Request {
             Self::Reopen => 1,
             Self::Preempt => 2,
             Self::Interrupt => 4,
-            Self::Stop => 8,
+            Self::Stop | Self::StopNow => 8,
         }
     }
 

@@ -38,9 +38,11 @@ pub(crate) fn run(session: &Session, signals: &Signals) -> Result<Outcome, Train
     let Session { recipe, run_dir, options, text, .. } = session;
     let base = text.parse::<Table>().map_err(|e| TrainError::Setting(format!("the stored recipe: {e}")))?;
     let names: Vec<&str> = recipe.stage.iter().map(|s| s.name.as_str()).collect();
-    let listed =
-        std::fs::create_dir_all(run_dir).and_then(|()| std::fs::write(run_dir.join(LIST), names.join("\n") + "\n"));
-    listed.map_err(|source| session.io("cannot write into", source))?;
+    if session.leads() {
+        let listed = std::fs::create_dir_all(run_dir)
+            .and_then(|()| std::fs::write(run_dir.join(LIST), names.join("\n") + "\n"));
+        listed.map_err(|source| session.io("cannot write into", source))?;
+    }
     let mut last = None;
     for (number, stage) in recipe.stage.iter().enumerate() {
         let folder = run_dir.join(&stage.name);
@@ -55,7 +57,10 @@ pub(crate) fn run(session: &Session, signals: &Signals) -> Result<Outcome, Train
         if outcome.exit != Exit::Done {
             return Ok(outcome);
         }
-        export(&folder, false, &folder.join(WEIGHTS))?;
+        if session.leads() {
+            export(&folder, false, &folder.join(WEIGHTS))?;
+        }
+        session.meet()?;
         last = Some(outcome);
     }
     last.ok_or_else(|| TrainError::Setting("[[stage]]: there is none".to_string()))

@@ -1,12 +1,13 @@
 //! The loop of one rank: epochs, steps, evaluations, checkpoints. Rank 0 alone writes.
 
 use crate::checkpoint::{Checkpoints, Snapshot};
-use crate::engine::{Engine, StepInputs, StepValues};
+use crate::engine::{Ahead, Engine, Micro, StepInputs, StepValues};
 use crate::error::TrainError;
 use crate::evaluate::{Evaluation, evaluate};
 use crate::executor::Executor;
 use crate::exit::Exit;
 use crate::feed::{Feed, Set, StepBatches};
+use crate::joined::Joined;
 use crate::journal::Journal;
 use crate::manifest::RunState;
 use crate::metrics::{Kind, MetricsLog};
@@ -14,8 +15,10 @@ use crate::recipe::{OnNonfinite, Recipe};
 use crate::schedule::Moment;
 use crate::signals::{Request, Signals};
 use crate::snapshot;
+use comm::progress::{Phase, Progress};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Steps in a row that may be skipped as not finite.
@@ -67,29 +70,64 @@ fn nulls_are_nan<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f64>, D::Erro
 }
 
 /// What the loop needs besides the engine.
+///
+/// Invariant: every rank calls the collectives of the loop in the same order, whatever it alone has met.
 pub(crate) struct Trainer<'a, E: Executor> {
     pub recipe: &'a Recipe,
     pub recipe_text: &'a str,
     pub engine: Engine<E>,
     pub feed: Feed,
+    /// The step after the one that runs, if it is known already.
+    pub next: Option<StepBatches>,
     pub eval_set: &'a Set,
     pub slots: Vec<spec::SlotSpec>,
     pub base_lr: f64,
     pub position: Position,
-    /// Samples that could not be read so far, by index.
+    /// Samples that could not be read so far, by index, on any rank.
     pub bad: BTreeSet<usize>,
+    /// Those that this rank has met and the others do not know of.
+    pub unlisted: Vec<data::BadSample>,
     /// `logs/<rank>.jsonl`: what this rank itself saw.
     pub log: MetricsLog,
+    /// Of one thread of each process.
+    pub signals: Option<&'a Signals>,
+    pub joined: Option<&'a Joined>,
+    pub progress: Arc<Progress>,
+    /// Seconds of the last save.
+    pub save_s: f64,
     /// Of rank 0.
-    pub lead: Option<Lead<'a>>,
+    pub lead: Option<Lead>,
 }
 
 /// What only rank 0 has.
-pub(crate) struct Lead<'a> {
+pub(crate) struct Lead {
     pub checkpoints: Checkpoints,
     pub journal: Journal,
-    pub signals: &'a Signals,
     pub run: RunState,
+}
+
+/// A flag beside the requests of signals: a rank has bad samples to tell of.
+const BAD_SAMPLES: u32 = 1 << 16;
+/// A flag: rank 0 cannot save within the time that the launcher leaves after TERM.
+const NO_TIME: u32 = 1 << 17;
+/// What mpirun leaves between TERM and KILL, less what leaving takes.
+const TIME_AFTER_TERM: f64 = 1.5;
+
+/// The next step's batches, read while this one runs.
+struct Next<'a> {
+    feed: &'a mut Feed,
+    /// Its number in the epoch; `None` where the epoch, or the run, ends before it.
+    step: Option<usize>,
+    batches: &'a mut Option<StepBatches>,
+}
+
+impl Ahead for Next<'_> {
+    fn micro(&mut self) -> Result<Option<&Micro>, TrainError> {
+        if let (None, Some(step)) = (&self.batches, self.step) {
+            *self.batches = Some(self.feed.step(step)?);
+        }
+        Ok(self.batches.as_ref().and_then(|b| b.micros.first()))
+    }
 }
 
 impl<E: Executor> Trainer<'_, E> {
@@ -101,14 +139,17 @@ impl<E: Executor> Trainer<'_, E> {
         let first = self.position.global_step;
         while self.position.epoch < self.recipe.train.epochs && self.position.global_step < last_step {
             self.feed.seek(self.position.epoch, self.position.step)?;
+            self.next = None;
             while self.position.step < steps && self.position.global_step < last_step {
                 match self.requested()? {
                     Request::Preempt => return self.save_and(Exit::Preempted),
                     Request::Interrupt => return self.save_and(Exit::Interrupted),
                     Request::Stop => return self.save_and(Exit::Terminated),
+                    Request::StopNow => return self.stop_now(),
                     Request::None | Request::Reopen => {}
                 }
                 let values = self.step(steps)?;
+                self.compare_weights()?;
                 let pace = (self.position.global_step - first) as f64 / begin.elapsed().as_secs_f64();
                 self.record(&values, steps, pace);
                 if let Some(every) = self.recipe.output.checkpoint_steps
@@ -127,11 +168,48 @@ impl<E: Executor> Trainer<'_, E> {
 
     /// The strongest request of any rank: a signal to one is enough.
     fn requested(&mut self) -> Result<Request, TrainError> {
-        let own = self.lead.as_ref().map_or(Request::None, |l| l.signals.take());
-        if let (Request::Reopen, Some(lead)) = (own, &mut self.lead) {
-            lead.journal.reopen();
+        let own = self.signals.map_or(Request::None, Signals::take);
+        if own == Request::Reopen {
+            self.log.sink.reopen();
+            self.lead.iter_mut().for_each(|lead| lead.journal.reopen());
         }
-        Ok(Request::strongest(self.engine.comm().all_reduce_or(own.bit())?))
+        let mut flags = own.bit();
+        if !self.unlisted.is_empty() {
+            flags |= BAD_SAMPLES;
+        }
+        if self.lead.is_some() && self.joined.is_some_and(|j| j.launched) && self.save_s > TIME_AFTER_TERM {
+            flags |= NO_TIME;
+        }
+        let all = self.engine.comm().all_reduce_or(flags)?;
+        if all & BAD_SAMPLES != 0 {
+            self.list_bad()?;
+        }
+        self.tell_warnings();
+        match Request::strongest(all) {
+            Request::Stop if all & NO_TIME != 0 => Ok(Request::StopNow),
+            request => Ok(request),
+        }
+    }
+
+    /// What the watch saw of slow ranks.
+    fn tell_warnings(&mut self) {
+        let (Some(joined), Some(lead)) = (self.joined, &mut self.lead) else { return };
+        for warning in joined.warnings() {
+            lead.journal.message(&warning);
+            lead.journal.event(self.position.global_step, "straggler", &warning);
+        }
+    }
+
+    /// Every so many steps: whether all ranks still hold the same states.
+    fn compare_weights(&mut self) -> Result<(), TrainError> {
+        let (every, step) = (self.recipe.ranks.check_every, self.position.global_step);
+        if self.engine.comm().world_size() == 1 || every == 0 || !step.is_multiple_of(every) {
+            return Ok(());
+        }
+        match self.engine.odd_ranks()? {
+            ranks if ranks.is_empty() => Ok(()),
+            ranks => Err(TrainError::Diverged { step, ranks }),
+        }
     }
 
     fn moment(&self, steps: usize) -> Moment {
@@ -144,13 +222,28 @@ impl<E: Executor> Trainer<'_, E> {
     }
 
     fn step(&mut self, steps: usize) -> Result<StepValues, TrainError> {
-        let StepBatches { micros, all_units, bad } = self.feed.step(self.position.step)?;
-        self.note_bad(&bad)?;
+        self.progress.enter(Phase::Load);
+        let StepBatches { micros, all_units, bad } = match self.next.take() {
+            Some(batches) => batches,
+            None => self.feed.step(self.position.step)?,
+        };
+        self.unlisted.extend(bad);
+        if self.engine.comm().world_size() == 1 {
+            self.list_bad()?;
+        }
+        let last = micros.iter().flat_map(|m| &m.inputs).find(|(name, _)| name == "index");
+        let last = last.and_then(|(_, indices)| indices.view::<i32>().ok()?.last().copied());
+        self.progress.step(self.position.global_step + 1, last.unwrap_or_default() as u64);
         let mut slots: HashMap<String, f64> =
             self.slots.iter().map(|s| (s.name.clone(), s.ramp.at(self.position.epoch))).collect();
         slots.insert("lr".to_string(), self.lr(steps));
         slots.insert("ema_decay".to_string(), self.recipe.train.ema_decay.unwrap_or(0.0));
-        let values = self.engine.step(&StepInputs { micros: &micros, all_units: &all_units, slots: &slots })?;
+        let inputs = StepInputs { micros: &micros, all_units: &all_units, slots: &slots };
+        let after = self.position.step + 1;
+        let more = after < steps && Some(self.position.global_step + 1) != self.recipe.train.max_steps;
+        let step = more.then_some(after);
+        let mut next = Next { feed: &mut self.feed, step, batches: &mut self.next };
+        let values = self.engine.step_ahead(&inputs, &mut next)?;
         if let Some((path, op)) = values.nonfinite.clone() {
             self.position.skipped += 1;
             if self.recipe.train.on_nonfinite == OnNonfinite::Stop || self.position.skipped >= MAX_SKIPPED {
@@ -186,8 +279,19 @@ impl<E: Executor> Trainer<'_, E> {
         }
     }
 
-    /// Counts bad samples against the limit and lists them, each once.
-    fn note_bad(&mut self, bad: &[data::BadSample]) -> Result<(), TrainError> {
+    /// Tells all ranks of the bad samples that any has met, counts them against the limit and lists them, each once.
+    fn list_bad(&mut self) -> Result<(), TrainError> {
+        let mut bad = std::mem::take(&mut self.unlisted);
+        if self.engine.comm().world_size() > 1 {
+            let own = serde_json::to_vec(&bad).map_err(|e| TrainError::Setting(format!("bad samples: {e}")))?;
+            bad.clear();
+            for part in self.engine.comm().all_gather_varied(&own)? {
+                let part: Vec<data::BadSample> =
+                    serde_json::from_slice(&part).map_err(|e| TrainError::Setting(format!("bad samples: {e}")))?;
+                bad.extend(part);
+            }
+        }
+        bad.sort_by_key(|b| b.index);
         let new: Vec<_> = bad.iter().filter(|b| self.bad.insert(b.index)).collect();
         if let (Some(lead), false) = (&mut self.lead, new.is_empty()) {
             lead.journal.bad_samples(&new);
@@ -234,6 +338,9 @@ impl<E: Executor> Trainer<'_, E> {
     fn end_epoch(&mut self) -> Result<(), TrainError> {
         let epoch = self.position.epoch;
         let last = epoch + 1 == self.recipe.train.epochs;
+        if self.engine.comm().all_reduce_or(u32::from(!self.unlisted.is_empty()))? != 0 {
+            self.list_bad()?;
+        }
         if last || (epoch + 1).is_multiple_of(self.recipe.eval.every) {
             let evaluation = self.evaluate()?;
             let score =
@@ -260,6 +367,7 @@ impl<E: Executor> Trainer<'_, E> {
     }
 
     pub(crate) fn evaluate(&mut self) -> Result<Evaluation, TrainError> {
+        self.progress.enter(Phase::Evaluate);
         let ema = self.recipe.eval.ema;
         if ema {
             snapshot::swap_ema(&mut self.engine)?;
@@ -282,6 +390,8 @@ impl<E: Executor> Trainer<'_, E> {
     /// A checkpoint at this step. One that fails is a warning; the old ones stand.
     fn save(&mut self) -> Result<bool, TrainError> {
         let Some(lead) = &mut self.lead else { return Ok(true) };
+        self.progress.enter(Phase::Checkpoint);
+        let begin = Instant::now();
         let groups = snapshot::groups(&self.engine, self.position.forwards)?;
         let run = RunState {
             step: self.position.global_step,
@@ -293,7 +403,9 @@ impl<E: Executor> Trainer<'_, E> {
             ..lead.run.clone()
         };
         lead.journal.sync();
-        match lead.checkpoints.save(&Snapshot { run, groups }) {
+        let saved = lead.checkpoints.save(&Snapshot { run, groups });
+        self.save_s = begin.elapsed().as_secs_f64();
+        match saved {
             Ok(report) => {
                 lead.journal.saved(&report);
                 Ok(true)
@@ -303,6 +415,15 @@ impl<E: Executor> Trainer<'_, E> {
                 Ok(false)
             }
         }
+    }
+
+    /// Ends without a checkpoint of this step: the last good one stands.
+    fn stop_now(&mut self) -> Result<Exit, TrainError> {
+        if let Some(lead) = &mut self.lead {
+            lead.journal.message("stopped by TERM without saving: a checkpoint takes longer than the launcher waits");
+            lead.journal.finish();
+        }
+        Ok(Exit::Terminated)
     }
 
     fn save_and(&mut self, exit: Exit) -> Result<Exit, TrainError> {
