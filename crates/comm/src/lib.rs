@@ -4,14 +4,26 @@
 //! bit for bit on all ranks and in every run; a rank that is gone makes the others' collectives errors, never a hang.
 //! Knows no graph, no device memory and no step.
 
+mod auth;
+mod hosting;
+mod interface;
+mod invitation;
+mod joining;
+pub mod meeting;
 pub mod member;
+mod roll;
+mod sockets;
 mod solo;
 mod threads;
 pub mod wire;
 
+pub use auth::{Secret, SecretError};
+pub use invitation::Invitation;
+pub use sockets::Sockets;
 pub use solo::Solo;
 pub use threads::Threads;
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Why a collective did not complete. After any of these the world is over: every later collective fails as well.
@@ -26,7 +38,7 @@ pub enum CommError {
 }
 
 /// Kind of a collective, for messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     Barrier,
     Broadcast { root: usize },
@@ -35,7 +47,7 @@ pub enum Op {
 }
 
 /// What a rank called: all ranks of one collective must agree on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
     pub op: Op,
     pub bytes: usize,
@@ -103,5 +115,47 @@ pub trait Communicator: Send {
         padded.resize(longest, 0);
         let all = self.all_gather(&padded)?;
         Ok(all.chunks_exact(longest).zip(lengths).map(|(part, n)| part[..n].to_vec()).collect())
+    }
+}
+
+impl Communicator for Box<dyn Communicator> {
+    fn rank(&self) -> usize {
+        (**self).rank()
+    }
+
+    fn world_size(&self) -> usize {
+        (**self).world_size()
+    }
+
+    fn barrier(&self) -> Result<(), CommError> {
+        (**self).barrier()
+    }
+
+    fn broadcast(&self, data: &mut [u8], root: usize) -> Result<(), CommError> {
+        (**self).broadcast(data, root)
+    }
+
+    fn all_reduce_sum(&self, data: &mut [f32]) -> Result<(), CommError> {
+        (**self).all_reduce_sum(data)
+    }
+
+    fn all_reduce_sum_f64(&self, data: &mut [f64]) -> Result<(), CommError> {
+        (**self).all_reduce_sum_f64(data)
+    }
+
+    fn all_gather(&self, data: &[u8]) -> Result<Vec<u8>, CommError> {
+        (**self).all_gather(data)
+    }
+
+    fn abort(&self, reason: &str) {
+        (**self).abort(reason);
+    }
+
+    fn all_reduce_or(&self, flags: u32) -> Result<u32, CommError> {
+        (**self).all_reduce_or(flags)
+    }
+
+    fn all_gather_varied(&self, data: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        (**self).all_gather_varied(data)
     }
 }
