@@ -10,15 +10,27 @@ mod launcher;
 pub mod member;
 pub mod pmix;
 mod shared;
+mod auth;
+mod hosting;
+mod interface;
+mod invitation;
+mod joining;
+pub mod meeting;
+mod roll;
+mod sockets;
 mod solo;
 mod threads;
 pub mod wire;
 
 pub use launcher::{Choice, Launcher};
 pub use shared::Shared;
+pub use auth::{Secret, SecretError};
+pub use invitation::Invitation;
+pub use sockets::Sockets;
 pub use solo::Solo;
 pub use threads::Threads;
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Why a collective did not complete. After any of these the world is over: every later collective fails as well.
@@ -38,7 +50,7 @@ pub fn host_name() -> String {
 }
 
 /// Kind of a collective, for messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     Barrier,
     Broadcast { root: usize },
@@ -47,7 +59,7 @@ pub enum Op {
 }
 
 /// What a rank called: all ranks of one collective must agree on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
     pub op: Op,
     pub bytes: usize,
@@ -125,5 +137,47 @@ pub trait Communicator: Send {
         padded.resize(longest, 0);
         let all = self.all_gather(&padded)?;
         Ok(all.chunks_exact(longest).zip(lengths).map(|(part, n)| part[..n].to_vec()).collect())
+    }
+}
+
+impl Communicator for Box<dyn Communicator> {
+    fn rank(&self) -> usize {
+        (**self).rank()
+    }
+
+    fn world_size(&self) -> usize {
+        (**self).world_size()
+    }
+
+    fn barrier(&self) -> Result<(), CommError> {
+        (**self).barrier()
+    }
+
+    fn broadcast(&self, data: &mut [u8], root: usize) -> Result<(), CommError> {
+        (**self).broadcast(data, root)
+    }
+
+    fn all_reduce_sum(&self, data: &mut [f32]) -> Result<(), CommError> {
+        (**self).all_reduce_sum(data)
+    }
+
+    fn all_reduce_sum_f64(&self, data: &mut [f64]) -> Result<(), CommError> {
+        (**self).all_reduce_sum_f64(data)
+    }
+
+    fn all_gather(&self, data: &[u8]) -> Result<Vec<u8>, CommError> {
+        (**self).all_gather(data)
+    }
+
+    fn abort(&self, reason: &str) {
+        (**self).abort(reason);
+    }
+
+    fn all_reduce_or(&self, flags: u32) -> Result<u32, CommError> {
+        (**self).all_reduce_or(flags)
+    }
+
+    fn all_gather_varied(&self, data: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        (**self).all_gather_varied(data)
     }
 }

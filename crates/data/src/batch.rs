@@ -65,7 +65,7 @@ pub enum OnBad {
 }
 
 /// A line of the ledger. Ordered by index, so that ledgers of ranks merge by sorting.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BadSample {
     pub index: usize,
     pub epoch: u32,

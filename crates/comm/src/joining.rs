@@ -1,0 +1,178 @@
+//! The side of the ranks other than 0: find rank 0, prove, say who this is, wait for the verdict.
+
+use crate::auth::{Gate, Role, Secret};
+use crate::hosting::{Verdict, blocking};
+use crate::invitation::Invitation;
+use crate::meeting::{Links, MeetingError, MeetingLimits, Met, UNREACHABLE};
+use crate::member::Member;
+use crate::roll::Stop;
+use crate::sockets::Sockets;
+use crate::wire::{self, MEMBER, WireError};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::time::Duration;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Longer reasons are cut: rank 0 prints them beside those of others.
+const TROUBLE_CHARS: usize = 4096;
+
+/// How this rank learns where rank 0 is; asked again before every attempt.
+pub(crate) enum Find {
+    File(PathBuf),
+    Known(String, Secret),
+    Fixed(Invitation),
+}
+
+impl Find {
+    async fn look(&self, limits: &MeetingLimits) -> Result<Invitation, String> {
+        match self {
+            Self::File(path) => Invitation::read(path).map_err(|why| format!("invitation {}: {why}", path.display())),
+            Self::Known(address, secret) => {
+                let found = timeout(limits.handshake, lookup_host(address)).await;
+                let found = found.map_err(|_| format!("{address}: the name was not looked up in time"))?;
+                let addresses = found.map_err(|e| format!("{address}: {e}"))?.collect();
+                Ok(Invitation { addresses, secret: secret.clone() })
+            }
+            Self::Fixed(invitation) => Ok(invitation.clone()),
+        }
+    }
+}
+
+/// One rank that looks for rank 0.
+struct Seeker<'a> {
+    rank: u32,
+    job: &'a str,
+    limits: &'a MeetingLimits,
+    deadline: Instant,
+}
+
+pub(crate) async fn join(own: Member, job: &str, find: Find, limits: &MeetingLimits) -> Result<Met, MeetingError> {
+    let rank = own.rank;
+    let seeker = Seeker { rank, job, limits, deadline: Instant::now() + limits.rendezvous };
+    let Found { gate, address, mut control } = seeker.find(own, &find).await?;
+    // The verdict may come before the second connection does: then there is none.
+    let (verdict, data) = {
+        let mut verdict = pin!(hear(&mut control));
+        let early = tokio::select! {
+            biased;
+            verdict = &mut verdict => Err(verdict),
+            data = seeker.insist(&gate, address) => Ok(data),
+        };
+        match early {
+            Err(verdict) => (verdict, None),
+            // Rank 0 has the same limit, then writes to all.
+            Ok(data) => match timeout_at(seeker.deadline + 2 * limits.handshake, verdict).await {
+                Ok(verdict) => (verdict, Some(data)),
+                Err(_) => return Err(seeker.lost(address, "it does not say whether to start")),
+            },
+        }
+    };
+    match (verdict.map_err(|e| seeker.lost(address, &e.to_string()))?, data) {
+        (Heard::Stop(stop), _) => Err(MeetingError::shared(stop, rank)),
+        (Heard::Go(_), None) => Err(seeker.lost(address, "it starts without this rank's data connection")),
+        (Heard::Go(members), Some(data)) => {
+            let failed = |e: std::io::Error| seeker.lost(address, &e.to_string());
+            let data = Sockets::member(rank as usize, members.len(), blocking(data).map_err(failed)?);
+            Ok(Met { members, links: Links::Member(blocking(control).map_err(failed)?), world: data })
+        }
+    }
+}
+
+struct Found {
+    gate: Gate,
+    address: SocketAddr,
+    control: TcpStream,
+}
+
+impl Seeker<'_> {
+    /// Until rank 0 has proved itself and heard who this is.
+    async fn find(&self, mut own: Member, find: &Find) -> Result<Found, MeetingError> {
+        if let Some((_, text)) = &mut own.trouble {
+            *text = text.chars().take(TROUBLE_CHARS).collect();
+        }
+        let mut pause = FIRST_PAUSE;
+        let mut warned = false;
+        loop {
+            let why = match find.look(self.limits).await {
+                Err(why) => why,
+                Ok(Invitation { addresses, secret }) => {
+                    let gate = Gate { secret, job: self.job.to_owned() };
+                    let mut reasons = Vec::new();
+                    for address in addresses {
+                        match self.control(&gate, address, &own).await {
+                            Ok(control) => return Ok(Found { gate, address, control }),
+                            Err(why) => reasons.push(format!("{address}: {why}")),
+                        }
+                    }
+                    reasons.join("; ")
+                }
+            };
+            if !warned && matches!(find, Find::Known(..)) && why.contains("proof") {
+                tracing::warn!("rank {}: {why}; still trying", self.rank);
+                warned = true;
+            }
+            if Instant::now() + pause >= self.deadline {
+                let text = format!("rank {} did not find rank 0 in {:?}: {why}", self.rank, self.limits.rendezvous);
+                return Err(MeetingError::own(UNREACHABLE, text));
+            }
+            sleep_until(Instant::now() + pause).await;
+            pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn control(&self, gate: &Gate, address: SocketAddr, own: &Member) -> Result<TcpStream, String> {
+        let mut control = self.connect(gate, address, Role::Control).await?;
+        wire::send_async(&mut control, own).await.map_err(|e| e.to_string())?;
+        Ok(control)
+    }
+
+    /// The data connection, tried again for as long as the verdict is not there.
+    async fn insist(&self, gate: &Gate, address: SocketAddr) -> TcpStream {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.connect(gate, address, Role::Data).await {
+                Ok(data) => return data,
+                Err(why) => tracing::debug!("rank {}: data connection to {address}: {why}", self.rank),
+            }
+            sleep_until(Instant::now() + pause).await;
+            pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn connect(&self, gate: &Gate, address: SocketAddr, role: Role) -> Result<TcpStream, String> {
+        let connected = timeout(self.limits.connect, TcpStream::connect(address)).await;
+        let mut stream = connected.map_err(|_| "no answer".to_owned())?.map_err(|e| e.to_string())?;
+        stream.set_nodelay(true).map_err(|e| e.to_string())?;
+        let proved = timeout(self.limits.handshake, gate.enter(&mut stream, role, self.rank)).await;
+        proved.map_err(|_| "connected, but no proof in time".to_owned())?.map_err(|e| e.to_string())?;
+        Ok(stream)
+    }
+
+    fn lost(&self, address: SocketAddr, why: &str) -> MeetingError {
+        let text = format!("rank {}: rank 0 at {address} was lost during the meeting: {why}", self.rank);
+        MeetingError::own(UNREACHABLE, text)
+    }
+}
+
+enum Heard {
+    Go(Vec<Member>),
+    Stop(Stop),
+}
+
+async fn hear(control: &mut TcpStream) -> Result<Heard, WireError> {
+    match wire::receive_async(control, MEMBER).await? {
+        Verdict::Stop { code, text } => Ok(Heard::Stop(Stop { code, text })),
+        Verdict::Go => {
+            let first: Member = wire::receive_async(control, MEMBER).await?;
+            let mut members = vec![first];
+            for _ in 1..members[0].world_size {
+                members.push(wire::receive_async(control, MEMBER).await?);
+            }
+            Ok(Heard::Go(members))
+        }
+    }
+}
