@@ -5,6 +5,7 @@
 //! Knows no graph, no device memory and no step.
 
 pub mod member;
+pub mod mpi;
 mod solo;
 mod threads;
 pub mod wire;
