@@ -18,6 +18,7 @@ mod joining;
 pub mod meeting;
 mod roll;
 mod sockets;
+pub mod mpi;
 mod solo;
 mod threads;
 pub mod wire;
