@@ -5,10 +5,14 @@
 //! Knows no graph, no device memory and no step.
 
 pub mod member;
+mod nccl;
+mod nccl_library;
 mod solo;
 mod threads;
 pub mod wire;
 
+pub use nccl::{Aborter, Element, Nccl, NcclSettings};
+pub use nccl_library::{Library, NcclError, VERSION_WANTED, version_text};
 pub use solo::Solo;
 pub use threads::Threads;
 
