@@ -292,20 +292,20 @@ impl Rank {
 
     fn mismatch(self) {
         let data = self.gpu.buffer(&[1_f32; 10]);
-        if self.nccl.rank() == 1 {
+        let called = if self.nccl.rank() == 1 {
             // SAFETY: the buffer is never freed.
-            unsafe { self.nccl.broadcast(data.address, 40, 0, self.stream.raw()) }.unwrap();
+            unsafe { self.nccl.broadcast(data.address, 40, 0, self.stream.raw()) }
         } else {
-            self.sum(&data, Element::F32, &self.stream).unwrap();
-        }
-        let begin = Instant::now();
-        let error = loop {
-            match self.nccl.async_error() {
-                Ok(()) => assert!(begin.elapsed() < LIMIT / 2),
-                Err(e) => break e.to_string(),
-            }
-            thread::sleep(Duration::from_millis(1));
+            self.sum(&data, Element::F32, &self.stream)
         };
+        let begin = Instant::now();
+        let mut met = called.and_then(|()| self.nccl.async_error());
+        while met.is_ok() {
+            assert!(begin.elapsed() < LIMIT / 2);
+            thread::sleep(Duration::from_millis(1));
+            met = self.nccl.async_error();
+        }
+        let error = met.unwrap_err().to_string();
         assert!(error.contains("ncclInvalidArgument (4)"), "{error}");
         assert!(error.contains("rank 1 called broadcast of 40"), "{error}");
         self.nccl.aborter().abort().unwrap();
