@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the stand-in GPU: simgpu/build.sh OUT [plain|asan|tsan]  ->  OUT/libcuda.so.1 with every kernel of kernels/ in it.
+# Builds the stand-in GPU: simgpu/build.sh OUT [plain|asan|tsan]  ->  OUT/libcuda.so.1 with every kernel of kernels/ in it, and
+# OUT/libnccl.so.2, the stand-in NCCL over it.
 # Needs g++. Objects that are newer than all sources they may include are kept. SIMGPU_KERNELS: other kernel files instead.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -29,6 +30,7 @@ compile() {
   shift 2
   local headers=("$here/include" "$here/../kernels/include")
   [[ $source == "$here/src/"* ]] && headers=("$here/include" "$here"/src/*.h)
+  [[ $source == "$here/nccl/"* ]] && headers=("$here"/nccl/*.h)
   if [[ -f $object ]] && [[ -z $(find "$source" "${headers[@]}" -newer "$object" -print -quit) ]]; then
     return
   fi
@@ -50,7 +52,15 @@ for f in "$here"/src/*.cpp; do add "$f" "$out/obj/$(basename "$f").o" "${runtime
 add "$here/src/static_shared/begin.cpp" "$out/obj/begin.o" "${runtime[@]}"
 for f in ${SIMGPU_KERNELS:-"$here"/../kernels/*.cu}; do add "$f" "$out/obj/$(basename "$f").o" "${kernel[@]}"; done
 add "$here/src/static_shared/end.cpp" "$out/obj/end.o" "${runtime[@]}"
+cuda=("${objects[@]}")
+nccl=()
+for f in "$here"/nccl/*.cpp; do
+  add "$f" "$out/obj/nccl_$(basename "$f").o" -O2
+  nccl+=("$out/obj/nccl_$(basename "$f").o")
+done
 while ((${#pids[@]})); do reap; done
 ((failed == 0)) || { echo "simgpu/build.sh: some files do not compile" >&2; exit 1; }
-g++ -shared -Wl,-soname,libcuda.so.1 -Wl,--allow-shlib-undefined "${link[@]}" "${objects[@]}" -o "$out/libcuda.so.1.new" -lpthread
+g++ -shared -Wl,-soname,libcuda.so.1 -Wl,--allow-shlib-undefined "${link[@]}" "${cuda[@]}" -o "$out/libcuda.so.1.new" -lpthread
 mv "$out/libcuda.so.1.new" "$out/libcuda.so.1"
+g++ -shared -Wl,-soname,libnccl.so.2 "${nccl[@]}" -o "$out/libnccl.so.2.new" -lpthread -ldl
+mv "$out/libnccl.so.2.new" "$out/libnccl.so.2"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tests of the stand-in GPU itself: simgpu/test.sh [OUT]. Its driver in several schedules, then planted bugs: each must be found in the
-# flavour that is meant to find it, and its correct twin must pass in all. Needs g++ with its sanitizers. Builds in OUT.
+# Tests of the stand-in GPU and NCCL themselves: simgpu/test.sh [OUT]. Both in several schedules, then planted bugs: each must be found
+# in the flavour that is meant to find it, and its correct twin must pass in all. Needs g++ with its sanitizers. Builds in OUT.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/../target/simgpu-test}
@@ -12,11 +12,11 @@ failures=0
 for flavour in plain asan tsan; do
   SIMGPU_KERNELS="$here/tests/kernels.cu $(echo "$here"/tests/planted/*.cu)" "$here/build.sh" "$out/$flavour" $flavour
 done
-for test in streams memory graphs launches tensor_maps threads planted; do
+for test in streams memory graphs launches tensor_maps threads nccl planted; do
   program=$out/$test
   [[ -x $program && -z $(find "$here/tests/$test.cpp" "$here/tests/check.h" "$here/src/cuda_api.h" -newer "$program" -print -quit) ]] && continue
   g++ -std=c++17 -O1 -g -Wall -Wextra -I"$here/src" -I"$here/tests" "$here/tests/$test.cpp" -o "$program" \
-    -L"$out/plain" -l:libcuda.so.1 -Wl,--allow-shlib-undefined -lpthread
+    -L"$out/plain" -l:libcuda.so.1 -l:libnccl.so.2 -Wl,--allow-shlib-undefined -lpthread
 done
 
 # Orders and landings that a program may meet; random ones twice.
@@ -33,10 +33,12 @@ run() {
   esac
 }
 
-for test in streams memory graphs launches tensor_maps threads; do
+for test in streams memory graphs launches tensor_maps threads nccl; do
+  memory=1048576
+  [[ $test == nccl ]] && memory=8388608
   for flavour in plain asan tsan; do
     for schedule in "${schedules[@]}"; do
-      if ! SIMGPU_MEMORY=1048576 SIMGPU_DEVICES=2 run $flavour $schedule "$out/$test" >"$log" 2>&1; then
+      if ! SIMGPU_MEMORY=$memory SIMGPU_DEVICES=2 run $flavour $schedule "$out/$test" >"$log" 2>&1; then
         echo "FAILED: $test ($flavour, $schedule)" && tail -n 12 "$log"
         failures=$((failures + 1))
       fi

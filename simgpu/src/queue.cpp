@@ -9,10 +9,11 @@
 namespace simgpu {
 namespace {
 constexpr size_t PENDING_MAX = 4096;  // a launch blocks when a real queue is full, too
+constexpr auto HOST_FUNCTIONS_WAIT = std::chrono::milliseconds(10);
 
 struct Queue {
   std::vector<Ref> ready;
-  size_t pending = 0, running = 0;
+  size_t pending = 0, running = 0, host_functions = 0;  // the last: of those pending
   uint64_t numbers = 0, random = 0;
   std::condition_variable changed;
   unsigned below(unsigned n) {
@@ -54,6 +55,7 @@ void finish(Op &op) {
     if (--next->missing == 0) queue().ready.push_back(next);
   }
   op.next.clear();
+  if (op.work.own_thread) queue().host_functions--;
   op.work = Work{};
   queue().pending--;
   queue().changed.notify_all();
@@ -79,6 +81,18 @@ void run_own_thread(const Ref &op) {
     queue().running--;
     finish(*op);
   }).detach();
+}
+
+// Host functions may wait for those of other processes, whose programs may wait for this one before they wait for their device: a
+// device that only goes on when its own program waits would hang where hardware does not. So, from the first host function on, a
+// thread lets the device go on by itself while any is pending, a little later than the program could.
+void go_on() {
+  Lock lock(queue_mutex());
+  for (;;) {
+    queue().changed.wait(lock, [] { return queue().host_functions > 0; });
+    queue().changed.wait_for(lock, HOST_FUNCTIONS_WAIT);
+    while (queue().host_functions && step(lock)) {}
+  }
 }
 }  // namespace
 
@@ -116,6 +130,12 @@ Ref add_op(Work work, const std::vector<Ref> &after) {
     if (before && !before->done) before->next.push_back(op), op->missing++;
   }
   queue().pending++;
+  if (op->work.own_thread) {
+    static const bool started = (std::thread(go_on).detach(), true);
+    (void)started;
+    queue().host_functions++;
+    queue().changed.notify_all();
+  }
   if (!op->missing) queue().ready.push_back(op);
   return op;
 }

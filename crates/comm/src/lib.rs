@@ -19,6 +19,8 @@ pub mod meeting;
 mod roll;
 mod sockets;
 pub mod mpi;
+mod nccl;
+mod nccl_library;
 mod solo;
 mod threads;
 pub mod wire;
@@ -28,6 +30,8 @@ pub use shared::Shared;
 pub use auth::{Secret, SecretError};
 pub use invitation::Invitation;
 pub use sockets::Sockets;
+pub use nccl::{Aborter, Element, Nccl, NcclSettings};
+pub use nccl_library::{Library, NcclError, VERSION_WANTED, version_text};
 pub use solo::Solo;
 pub use threads::Threads;
 
