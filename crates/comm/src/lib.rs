@@ -4,34 +4,34 @@
 //! bit for bit on all ranks and in every run; a rank that is gone makes the others' collectives errors, never a hang.
 //! Knows no graph, no device memory and no step.
 
-pub mod discover;
-pub mod hostlist;
-mod launcher;
-pub mod member;
-pub mod pmix;
-mod shared;
 mod auth;
+pub mod discover;
 mod hosting;
+pub mod hostlist;
 mod interface;
 mod invitation;
 mod joining;
+mod launcher;
 pub mod meeting;
-mod roll;
-mod sockets;
+pub mod member;
 pub mod mpi;
 mod nccl;
 mod nccl_library;
+pub mod pmix;
+mod roll;
+mod shared;
+mod sockets;
 mod solo;
 mod threads;
 pub mod wire;
 
-pub use launcher::{Choice, Launcher};
-pub use shared::Shared;
 pub use auth::{Secret, SecretError};
 pub use invitation::Invitation;
-pub use sockets::Sockets;
+pub use launcher::{Choice, Launcher};
 pub use nccl::{Aborter, Element, Nccl, NcclSettings};
 pub use nccl_library::{Library, NcclError, VERSION_WANTED, version_text};
+pub use shared::Shared;
+pub use sockets::Sockets;
 pub use solo::Solo;
 pub use threads::Threads;
 

@@ -36,6 +36,13 @@ pub enum NcclError {
     Aborted { call: &'static str, rank: usize },
 }
 
+impl NcclError {
+    /// Whether there is no NCCL here that this program can use.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::Symbol { .. } | Self::Version { .. })
+    }
+}
+
 fn of_rank(rank: Option<usize>) -> String {
     rank.map_or_else(String::new, |rank| format!(" on rank {rank}"))
 }

@@ -337,6 +337,11 @@ impl Stream {
         driver(WAITING, unsafe { result::stream::synchronize(self.raw) })
     }
 
+    /// The driver's handle, for NCCL.
+    pub(crate) fn raw(&self) -> *mut c_void {
+        self.raw.cast()
+    }
+
     /// What comes after waits for the event.
     pub(crate) fn wait(&self, event: &Event) -> Result<()> {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;

@@ -54,6 +54,9 @@ pub enum CudaError {
     Arguments { path: String, op: &'static str, kernel: &'static str, expected: usize, got: usize },
     #[error("GPU {gpu}: the run needs {need}, {free} of {total} are free; {remedy}")]
     Memory { gpu: String, need: String, free: String, total: String, remedy: String },
+    /// A collective of the ranks' GPUs.
+    #[error("{what}: {source}")]
+    Ranks { what: String, source: Box<comm::NcclError> },
     #[error("{name}: expected {expected}, got {got}")]
     Tensor { name: String, expected: String, got: String },
 }
@@ -66,6 +69,7 @@ impl CudaError {
             NoDriver | OldDriver { .. } | MissingSymbol(_) | Init(_) | NoDevice | Ordinal { .. } | NoKernels => true,
             Arch { .. } => true,
             Driver { .. } | Launch { .. } | NoKernel { .. } | Arguments { .. } | Memory { .. } | Tensor { .. } => false,
+            Ranks { source, .. } => source.is_absence(),
         }
     }
 }

@@ -5,14 +5,16 @@
 
 use crate::arena::{Map, Need, PerRegion, REGIONS, Region, pretended};
 use crate::bind::{Address, Addresses, Math, bind, encode_scalars};
-use crate::driver::{Buffer, Facts, Gpu, Stream};
+use crate::driver::{Buffer, Event, EventKind, Facts, Gpu, Stream};
 use crate::error::CudaError;
 use crate::input::Inputs;
 use crate::module::Modules;
 use crate::part::{Part, Parts};
 use crate::program::{Bind, Bindings, Carried, Collected, Step, bind_plan, halve_states};
+use crate::ranks::{self, Between, Meeting, Ranks};
 use crate::replay::{List, Mode, Replay, Timing};
 use crate::transfer::{ScalarRing, Transfer};
+use comm::Aborter;
 use graph::{NodeId, Op, Section, ValueId};
 use plan::{Arena, Arg, Cost, Launch, Loc, Plan, Scalars, StateTable, Storage};
 use std::cell::RefCell;
@@ -27,8 +29,11 @@ struct Program {
     prepare: Vec<Step>,
     bodies: Vec<(Vec<Step>, Carried)>,
     updates: Vec<Vec<Step>>,
-    /// The copy of what the first micro-batch carries to its slot, for lists that hold body and update.
-    first_slot: Vec<Vec<Step>>,
+    /// What stands between body and update where one list holds both: the copy of what the micro-batch carries to its slot, and
+    /// what ranks exchange.
+    between: Vec<Vec<Step>>,
+    /// The sums over ranks that begin within a body, each after so many of its launches.
+    sums: Vec<Vec<(usize, Step)>>,
 }
 
 /// What `reserve` made.
@@ -54,6 +59,8 @@ pub struct Executor {
     pub(crate) modules: RefCell<Modules>,
     pub(crate) stream: Stream,
     pub(crate) gpu: Rc<Gpu>,
+    /// After the lists and graphs that hold its commands.
+    ranks: Option<Rc<Ranks>>,
     math: Math,
     /// States changed since their bf16 copies were made.
     stale: bool,
@@ -76,9 +83,24 @@ impl Executor {
             modules: RefCell::new(Modules::load(&gpu)?),
             stream: Stream::new(&gpu)?,
             gpu,
+            ranks: None,
             math,
             stale: true,
         })
+    }
+
+    /// Joins the executors of the other ranks; comes before `reserve`. From then on `phase` is a phase of all ranks. What is returned
+    /// ends the collectives from another thread.
+    pub fn join(&mut self, meeting: Meeting) -> Result<Aborter, CudaError> {
+        let ranks = Ranks::join(&self.gpu, meeting)?;
+        let aborter = ranks.aborter();
+        self.ranks = Some(Rc::new(ranks));
+        Ok(aborter)
+    }
+
+    /// Whether other ranks were joined.
+    pub fn is_joined(&self) -> bool {
+        self.ranks.is_some()
     }
 
     pub fn facts(&self) -> &Facts {
@@ -169,7 +191,7 @@ impl Executor {
     }
 
     fn program(&self, plan: &Plan, bindings: Vec<Bindings>, map: &Map) -> Result<Program, CudaError> {
-        let mut program = Program { prepare: vec![], bodies: vec![], updates: vec![], first_slot: vec![] };
+        let mut program = Program { prepare: vec![], bodies: vec![], updates: vec![], between: vec![], sums: vec![] };
         for Bindings { phase, section, binds } in bindings {
             let steps = self.steps(binds)?;
             match section {
@@ -177,15 +199,28 @@ impl Executor {
                 Section::Update => program.updates.push(steps),
                 Section::Body => {
                     let carried = Carried::of(plan, phase);
-                    let carry = map.bases[Region::Carry];
-                    let slot = carry + plan.placement.layout.carry_bytes as Address;
+                    let (carry, slot_bytes) = (map.bases[Region::Carry], plan.placement.layout.carry_bytes as Address);
+                    let own = self.ranks.as_ref().map_or(0, |ranks| ranks.rank());
+                    let slot = carry + slot_bytes * (1 + own as Address);
                     let copy = |r: &Range<usize>| {
                         let (to, from) = (slot + r.start as Address, carry + r.start as Address);
                         crate::bind::Command::Copy { to, from, bytes: r.len() }
                     };
                     let commands = carried.made.iter().map(copy).collect();
                     let (path, cost) = ("carried values".to_string(), Cost::default());
-                    program.first_slot.push(self.steps(vec![Bind { path, op: "copy", cost, commands }])?);
+                    let mut between = self.steps(vec![Bind { path, op: "copy", cost, commands }])?;
+                    let mut sums = vec![];
+                    if let Some(ranks) = &self.ranks {
+                        let begun = ranks::sums(plan, phase, (ranks, &self.gpu), map.bases[Region::Reduce])?;
+                        sums = begun.into_iter().map(|(after, sum)| (after, Step::between(sum))).collect();
+                        let slots: Vec<_> = (0..ranks.world()).map(|rank| rank..rank + 1).collect();
+                        let ranges = ranks::carried(&slots, carry + slot_bytes, slot_bytes as usize);
+                        between.push(Step::between(Between::Share { ranks: ranks.clone(), ranges }));
+                        let done = Event::new(&self.gpu, EventKind::Order)?;
+                        between.push(Step::between(Between::Summed { ranks: ranks.clone(), done }));
+                    }
+                    program.between.push(between);
+                    program.sums.push(sums);
                     program.bodies.push((steps, carried));
                 }
             }
@@ -228,13 +263,22 @@ impl Executor {
         let Executor { replay, reserved, stream, .. } = self;
         let reserved = reserved.as_ref().expect("`reserve` comes before all else");
         let program = reserved.programs.get(&plan.key).expect("a plan that `reserve` was given");
-        let lists: &[&[Step]] = match list {
-            List::Prepare => &[&program.prepare],
-            List::Body(phase) => &[&program.bodies[phase].0],
-            List::Update(phase) => &[&program.updates[phase]],
-            List::Phase(p) => &[&program.bodies[p].0, &program.first_slot[p], &program.updates[p]],
+        let lists: Vec<&[Step]> = match list {
+            List::Prepare => vec![&program.prepare],
+            List::Body(phase) => vec![&program.bodies[phase].0],
+            List::Update(phase) => vec![&program.updates[phase]],
+            List::Phase(p) => {
+                let (mut rest, mut done, mut lists) = (program.bodies[p].0.as_slice(), 0, vec![]);
+                for (after, sum) in &program.sums[p] {
+                    let (before, left) = rest.split_at(after - done);
+                    lists.extend([before, std::slice::from_ref(sum)]);
+                    (rest, done) = (left, *after);
+                }
+                lists.extend([rest, &program.between[p], &program.updates[p]]);
+                lists
+            }
         };
-        replay.run((plan.key, list), lists, stream)
+        replay.run((plan.key, list), &lists, stream)
     }
 
     /// Runs what depends on frozen state alone. Needed after the state was loaded, and when another plan was prepared.
@@ -307,11 +351,48 @@ impl Executor {
         self.run(plan, List::Update(phase))
     }
 
-    /// Body of the first micro-batch, then update: a step of one micro-batch, as one list.
+    /// Body of the rank's one micro-batch, sums over the ranks, update: a phase as one list. `slot` is the rank, since each has one.
     pub fn phase(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) -> Result<(), CudaError> {
+        assert_eq!(slot, self.ranks.as_ref().map_or(0, |ranks| ranks.rank()), "the micro-batch of this rank");
         self.begin(scalars)?;
         self.unslot(plan, phase, slot)?;
-        self.run(plan, List::Phase(phase))
+        self.run(plan, List::Phase(phase))?;
+        self.ranks.as_ref().map_or(Ok(()), |ranks| ranks.check())
+    }
+
+    /// Sums the phase's range of the reduce arena over the joined ranks.
+    pub fn all_reduce(&mut self, plan: &Plan, phase: usize) -> Result<(), CudaError> {
+        self.gpu.enter()?;
+        let ((address, elements), ranks) = (self.reduce_range(plan, phase), self.joined());
+        ranks.sum(address, elements, &self.stream)?;
+        ranks.check()
+    }
+
+    /// Parts of all ranks on every rank: `owners` says, for each of the result, whose it is; own ones are given in order.
+    pub fn share_parts(&mut self, own: Vec<Part>, owners: &[usize], elements: usize) -> Result<Vec<Part>, CudaError> {
+        self.gpu.enter()?;
+        let ranks = self.joined().clone();
+        let mut own = own.into_iter();
+        let part = |&owner: &usize| match owner == ranks.rank() {
+            true => Ok(own.next().expect("a part for each that is this rank's")),
+            false => self.reserved().parts.take(elements),
+        };
+        let parts = owners.iter().map(part).collect::<Result<Vec<_>, _>>()?;
+        let range = |(part, &owner): (&Part, &usize)| (part.address(), 4 * elements, owner);
+        let ranges: Vec<_> = parts.iter().zip(owners).map(range).collect();
+        ranks.share(&ranges, &self.stream)?;
+        Ok(parts)
+    }
+
+    /// Gives every rank what all carried: `slots` are each rank's micro-batches.
+    pub fn share_carry(&mut self, plan: &Plan, slots: &[Range<usize>]) -> Result<(), CudaError> {
+        self.gpu.enter()?;
+        let ranges = ranks::carried(slots, self.carry(plan, 0).1, plan.placement.layout.carry_bytes);
+        self.joined().share(&ranges, &self.stream)
+    }
+
+    fn joined(&self) -> &Rc<Ranks> {
+        self.ranks.as_ref().expect("`join` comes before what ranks share")
     }
 
     /// The steps of a section, in the order of its launches, and the executor's own after them.

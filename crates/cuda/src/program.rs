@@ -5,6 +5,7 @@ use crate::bind::{Address, Bound, Command, Math, bind};
 use crate::driver::{Function, Stream};
 use crate::error::CudaError;
 use crate::module::Modules;
+use crate::ranks::Between;
 use crate::update;
 use graph::Section;
 use plan::{Arena, Arg, Cost, Launch, Plan};
@@ -33,6 +34,7 @@ pub(crate) enum Ready {
     Kernel { name: &'static str, function: Function, shape: [[u32; 3]; 2], shared_bytes: u32, args: Vec<u128> },
     Zero { to: Address, bytes: usize },
     Copy { to: Address, from: Address, bytes: usize },
+    Between(Between),
 }
 
 impl Ready {
@@ -55,6 +57,7 @@ impl Ready {
             Ready::Kernel { name, .. } => name,
             Ready::Zero { .. } => "zero",
             Ready::Copy { .. } => "copy",
+            Ready::Between(command) => command.name(),
         }
     }
 
@@ -66,6 +69,7 @@ impl Ready {
             }
             Ready::Zero { to, bytes } => stream.fill(*to, 0, *bytes),
             Ready::Copy { to, from, bytes } => stream.copy(*to, *from, *bytes),
+            Ready::Between(command) => return command.issue(stream),
         };
         done.map_err(|fault| self.failed(step, fault))
     }
@@ -82,6 +86,12 @@ impl Ready {
 }
 
 impl Step {
+    /// A command that concerns all ranks.
+    pub(crate) fn between(command: Between) -> Step {
+        let (path, op) = ("ranks".to_string(), command.name());
+        Step { path, op, cost: Cost::default(), commands: vec![Ready::Between(command)] }
+    }
+
     pub(crate) fn new(bind: Bind, modules: &mut Modules) -> Result<Step, CudaError> {
         let Bind { path, op, cost, commands } = bind;
         let commands = commands.into_iter().map(|c| Ready::new(c, modules, &path, op)).collect::<Result<_, _>>()?;

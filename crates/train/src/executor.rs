@@ -90,15 +90,7 @@ pub trait Executor: Sized + 'static {
     /// Sums the phase's range of the reduce arena over the ranks, as fast as that goes: equal bits on all of them and in every
     /// run, but not at another number of ranks.
     fn all_reduce(&mut self, comm: &dyn Communicator, plan: &Plan, phase: usize) -> Result<(), TrainError> {
-        let part = self.take_part(plan, phase)?;
-        let mut values = self.part_to_host(&part)?;
-        if size_of::<Self::Real>() == 8 {
-            comm.all_reduce_sum_f64(bytemuck::cast_slice_mut(&mut values))?;
-        } else {
-            comm.all_reduce_sum(bytemuck::cast_slice_mut(&mut values))?;
-        }
-        let sum = self.part_from_host(&values)?;
-        self.put_part(plan, phase, &sum)
+        on_host::all_reduce(self, comm, plan, phase)
     }
 
     /// Parts of all ranks on every rank. `owners` says, for each part of the result, whose it is; own ones are given in order.
@@ -110,15 +102,7 @@ pub trait Executor: Sized + 'static {
         owners: &[usize],
         len: usize,
     ) -> Result<Vec<Self::Part>, TrainError> {
-        let mut bytes = Vec::new();
-        for part in &own {
-            bytes.extend_from_slice(bytemuck::cast_slice(&self.part_to_host(part)?));
-        }
-        drop(own);
-        let all = comm.all_gather_varied(&bytes)?.concat();
-        let parts = all.chunks_exact(len * size_of::<Self::Real>());
-        assert_eq!(parts.len(), owners.len(), "parts of all ranks");
-        parts.map(|p| self.part_from_host(&bytemuck::pod_collect_to_vec::<u8, Self::Real>(p))).collect()
+        on_host::share_parts(self, comm, own, (owners, len))
     }
 
     /// Gives every rank what all carried: `slots` are each rank's places, in the order of ranks.
@@ -128,9 +112,7 @@ pub trait Executor: Sized + 'static {
         plan: &Plan,
         slots: &[Range<usize>],
     ) -> Result<(), TrainError> {
-        let own = self.carry_to_host(plan, slots[comm.rank()].clone())?;
-        let all = comm.all_gather_varied(&own)?.concat();
-        self.carry_from_host(plan, &all)
+        on_host::share_carry(self, comm, plan, slots)
     }
 
     /// The elements of a float value that is still in memory.
@@ -145,6 +127,56 @@ pub trait Executor: Sized + 'static {
     fn state(&self, offset: usize, elements: usize) -> Result<Vec<Self::Real>, TrainError>;
 
     fn set_state(&mut self, offset: usize, values: &[Self::Real]) -> Result<(), TrainError>;
+}
+
+/// What ranks exchange by way of the host.
+pub(crate) mod on_host {
+    use super::*;
+
+    pub(crate) fn all_reduce<E: Executor>(
+        executor: &mut E,
+        comm: &dyn Communicator,
+        plan: &Plan,
+        phase: usize,
+    ) -> Result<(), TrainError> {
+        let part = executor.take_part(plan, phase)?;
+        let mut values = executor.part_to_host(&part)?;
+        if size_of::<E::Real>() == 8 {
+            comm.all_reduce_sum_f64(bytemuck::cast_slice_mut(&mut values))?;
+        } else {
+            comm.all_reduce_sum(bytemuck::cast_slice_mut(&mut values))?;
+        }
+        let sum = executor.part_from_host(&values)?;
+        executor.put_part(plan, phase, &sum)
+    }
+
+    pub(crate) fn share_parts<E: Executor>(
+        executor: &mut E,
+        comm: &dyn Communicator,
+        own: Vec<E::Part>,
+        (owners, len): (&[usize], usize),
+    ) -> Result<Vec<E::Part>, TrainError> {
+        let mut bytes = Vec::new();
+        for part in &own {
+            bytes.extend_from_slice(bytemuck::cast_slice(&executor.part_to_host(part)?));
+        }
+        drop(own);
+        let all = comm.all_gather_varied(&bytes)?.concat();
+        let parts = all.chunks_exact(len * size_of::<E::Real>());
+        assert_eq!(parts.len(), owners.len(), "parts of all ranks");
+        parts.map(|p| executor.part_from_host(&bytemuck::pod_collect_to_vec::<u8, E::Real>(p))).collect()
+    }
+
+    pub(crate) fn share_carry<E: Executor>(
+        executor: &mut E,
+        comm: &dyn Communicator,
+        plan: &Plan,
+        slots: &[Range<usize>],
+    ) -> Result<(), TrainError> {
+        let own = executor.carry_to_host(plan, slots[comm.rank()].clone())?;
+        let all = comm.all_gather_varied(&own)?.concat();
+        executor.carry_from_host(plan, &all)
+    }
 }
 
 impl<T: Real> Executor for cpu::Executor<T> {

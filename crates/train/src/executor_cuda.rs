@@ -1,11 +1,18 @@
 //! The second executor: a GPU.
 
 use crate::error::TrainError;
-use crate::executor::Executor;
+use crate::executor::{Executor, on_host};
+use crate::joined::{Joined, shares_gpu};
+use comm::discover::Environment;
+use comm::{Communicator, Library, Nccl, NcclSettings};
 use plan::{NonFinite, Plan, Scalars, StateTable, Storage};
 use spec::ValueId;
 use std::ops::Range;
+use std::time::Duration;
 use tensor::HostTensor;
+
+/// For NCCL to connect all ranks.
+const JOIN_LIMIT: Duration = Duration::from_secs(120);
 
 impl Executor for cuda::Executor {
     type Real = f32;
@@ -17,6 +24,62 @@ impl Executor for cuda::Executor {
 
     fn storage(&self) -> Storage {
         self.storage()
+    }
+
+    /// By NCCL; where ranks share a GPU, by way of the host.
+    fn join(&mut self, comm: &dyn Communicator, joined: Option<&Joined>) -> Result<(), TrainError> {
+        let world = comm.world_size();
+        if world == 1 || shares_gpu(&Environment::of_process()) {
+            return Ok(());
+        }
+        let failed =
+            |e| TrainError::from(cuda::CudaError::Ranks { what: "the ranks' GPUs".to_string(), source: Box::new(e) });
+        let library = Library::open().map_err(failed)?;
+        let id = if comm.rank() == 0 { Nccl::unique_id(&library).map_err(failed)? } else { [0; 128] };
+        let mut shared = id;
+        comm.broadcast(&mut shared, 0)?;
+        let settings = NcclSettings { limit: JOIN_LIMIT, max_ctas: None };
+        let aborter = self.join(cuda::Meeting { library, id: shared, rank: comm.rank(), world, settings })?;
+        if let Some(joined) = joined {
+            joined.on_abort(Box::new(move || drop(aborter.abort())));
+        }
+        Ok(())
+    }
+
+    fn sums_over_ranks(&self) -> bool {
+        self.is_joined()
+    }
+
+    fn all_reduce(&mut self, comm: &dyn Communicator, plan: &Plan, phase: usize) -> Result<(), TrainError> {
+        if !self.is_joined() {
+            return on_host::all_reduce(self, comm, plan, phase);
+        }
+        Ok(self.all_reduce(plan, phase)?)
+    }
+
+    fn share_parts(
+        &mut self,
+        comm: &dyn Communicator,
+        own: Vec<cuda::Part>,
+        owners: &[usize],
+        len: usize,
+    ) -> Result<Vec<cuda::Part>, TrainError> {
+        if !self.is_joined() {
+            return on_host::share_parts(self, comm, own, (owners, len));
+        }
+        Ok(self.share_parts(own, owners, len)?)
+    }
+
+    fn share_carry(
+        &mut self,
+        comm: &dyn Communicator,
+        plan: &Plan,
+        slots: &[Range<usize>],
+    ) -> Result<(), TrainError> {
+        if !self.is_joined() {
+            return on_host::share_carry(self, comm, plan, slots);
+        }
+        Ok(self.share_carry(plan, slots)?)
     }
 
     fn reserve(&mut self, plans: &[&Plan], states: &StateTable, micro_batches: usize) -> Result<(), TrainError> {

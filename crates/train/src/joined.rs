@@ -14,6 +14,7 @@ use comm::{Communicator, Launcher, Shared};
 use spec::Precision;
 use std::fmt::{self, Debug, Formatter};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -83,7 +84,7 @@ impl Joined {
             Ok(Device::Cpu) => member.device = "cpu".to_string(),
             Err(why) => member.trouble = member.trouble.or(Some((PREFLIGHT, why.to_string()))),
         }
-        let mpi = over_mpi(&place, &environment)?.map(Arc::new);
+        let mpi = over_mpi(&place, &environment)?.map(Rc::new);
         let (by, words) = meeting_place(&place, run_dir, &environment, mpi.as_ref())?;
         let meeting_limits = MeetingLimits {
             rendezvous: Duration::from_secs_f64(limits.rendezvous_s),
@@ -106,7 +107,7 @@ impl Joined {
         };
         let watch = Watch::start(settings, links, progress.clone())
             .map_err(|e| JoinError::own(PREFLIGHT, format!("the watch of rank {} does not start: {e}", place.rank)))?;
-        let inner: Box<dyn Communicator> = match mpi.and_then(Arc::into_inner) {
+        let inner: Box<dyn Communicator> = match mpi.and_then(Rc::into_inner) {
             Some(mpi) => Box::new(mpi),
             None => Box::new(world),
         };
@@ -267,7 +268,7 @@ fn describe_gpu(ordinal: usize, member: &mut Member) {
         }
         Err(why) => member.trouble = Some((PREFLIGHT, why.to_string())),
     }
-    match comm::nccl_library::Library::open() {
+    match comm::Library::open() {
         Ok(library) => member.nccl = library.version(),
         Err(_) if shares_gpu(&Environment::of_process()) => {}
         Err(why) => member.trouble = member.trouble.take().or(Some((PREFLIGHT, why.to_string()))),
@@ -299,7 +300,7 @@ fn meeting_place(
     place: &Place,
     run_dir: &Path,
     environment: &Environment,
-    mpi: Option<&Arc<Mpi>>,
+    mpi: Option<&Rc<Mpi>>,
 ) -> Result<(By, &'static str), JoinError> {
     if let Some(text) = &place.rendezvous {
         let port = text.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
@@ -313,7 +314,7 @@ fn meeting_place(
             );
             return Err(JoinError::own(USAGE, text));
         };
-        let secret = comm::auth::Secret::from_file(Path::new(file)).map_err(|e| JoinError::own(USAGE, e))?;
+        let secret = comm::Secret::from_file(Path::new(file)).map_err(|e| JoinError::own(USAGE, e))?;
         return Ok((By::Known { address: text.clone(), secret }, "an address"));
     }
     if let Some(mpi) = mpi.cloned() {

@@ -1,0 +1,156 @@
+//! What the ranks of a run exchange between their GPUs, by NCCL.
+//!
+//! Sums of gradients go on a stream of their own, a bucket as soon as the body has made it, beside the rest of the body; the update
+//! waits for all of them. Everything may be captured. Parts and carried values are exchanged on the compute stream.
+
+use crate::bind::Address;
+use crate::driver::{Event, EventKind, Gpu, Stream};
+use crate::error::CudaError;
+use comm::{Aborter, Element, Library, Nccl, NcclError, NcclSettings};
+use plan::Plan;
+use std::fmt::{Debug, Formatter};
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// How a rank meets the others.
+pub struct Meeting {
+    pub library: Arc<Library>,
+    /// Of rank 0, the same on all.
+    pub id: [u8; 128],
+    pub rank: usize,
+    pub world: usize,
+    pub settings: NcclSettings,
+}
+
+/// This rank's communicator, and the stream on which gradients are summed.
+pub(crate) struct Ranks {
+    // First: NCCL waits for nothing that is still on its stream.
+    stream: Stream,
+    nccl: Nccl,
+}
+
+impl Debug for Ranks {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        write!(f, "rank {} of {}", self.nccl.rank(), self.nccl.world())
+    }
+}
+
+impl Ranks {
+    pub(crate) fn join(gpu: &Rc<Gpu>, meeting: Meeting) -> Result<Ranks, CudaError> {
+        gpu.enter()?;
+        let Meeting { library, id, rank, world, settings } = meeting;
+        let nccl = Nccl::join(library, id, rank, world, &settings).map_err(|e| named("joining the other ranks", e))?;
+        Ok(Ranks { stream: Stream::new(gpu)?, nccl })
+    }
+
+    pub(crate) fn rank(&self) -> usize {
+        self.nccl.rank()
+    }
+
+    pub(crate) fn world(&self) -> usize {
+        self.nccl.world()
+    }
+
+    pub(crate) fn aborter(&self) -> Aborter {
+        self.nccl.aborter()
+    }
+
+    /// An error that NCCL met on its own, since the last call of anything.
+    pub(crate) fn check(&self) -> Result<(), CudaError> {
+        self.nccl.async_error().map_err(|e| named("between the ranks", e))
+    }
+
+    /// Sums f32 elements over the ranks, on the compute stream.
+    pub(crate) fn sum(&self, address: Address, elements: usize, compute: &Stream) -> Result<(), CudaError> {
+        // SAFETY: a range of the reduce arena, which lives as long as the lists and graphs that use it; one stream orders its use.
+        let done = unsafe { self.nccl.all_reduce_sum(address, elements, Element::F32, compute.raw()) };
+        done.map_err(|e| named("sum over ranks", e))
+    }
+
+    /// Gives every rank the ranges of their owners: address, bytes, rank.
+    pub(crate) fn share(&self, ranges: &[(Address, usize, usize)], compute: &Stream) -> Result<(), CudaError> {
+        let broadcast = |&(address, bytes, owner): &(Address, usize, usize)| {
+            // SAFETY: as in `sum`; parts go back to their pool, whose use is ordered by the same stream.
+            unsafe { self.nccl.broadcast(address, bytes, owner, compute.raw()) }
+        };
+        let some = || ranges.iter().filter(|r| r.1 > 0);
+        if some().next().is_none() {
+            return Ok(());
+        }
+        self.nccl.group(|| some().try_for_each(broadcast)).map_err(|e| named("exchange between ranks", e))
+    }
+}
+
+fn named(what: &str, error: NcclError) -> CudaError {
+    CudaError::Ranks { what: what.to_string(), source: Box::new(error) }
+}
+
+/// A command of a list that concerns all ranks.
+#[derive(Debug)]
+pub(crate) enum Between {
+    /// Starts the sum of a bucket that the body has just made, beside what follows.
+    Sum { ranks: Rc<Ranks>, made: Event, address: Address, elements: usize },
+    /// What follows waits for all sums.
+    Summed { ranks: Rc<Ranks>, done: Event },
+    /// Gives every rank the ranges of their owners.
+    Share { ranks: Rc<Ranks>, ranges: Vec<(Address, usize, usize)> },
+}
+
+impl Between {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Between::Sum { .. } => "all_reduce",
+            Between::Summed { .. } => "wait for all_reduce",
+            Between::Share { .. } => "broadcasts",
+        }
+    }
+
+    pub(crate) fn issue(&self, compute: &Stream) -> Result<(), CudaError> {
+        match self {
+            Between::Sum { ranks, made, address, elements } => {
+                made.record(compute)?;
+                ranks.stream.wait(made)?;
+                ranks.sum(*address, *elements, &ranks.stream)
+            }
+            Between::Summed { ranks, done } => {
+                done.record(&ranks.stream)?;
+                compute.wait(done)
+            }
+            Between::Share { ranks, ranges } => ranks.share(ranges, compute),
+        }
+    }
+}
+
+/// The sums of a phase: after how many launches of its body each begins, and its command.
+pub(crate) fn sums(
+    plan: &Plan,
+    phase: usize,
+    (ranks, gpu): (&Rc<Ranks>, &Rc<Gpu>),
+    reduce: Address,
+) -> Result<Vec<(usize, Between)>, CudaError> {
+    let buckets = plan.reduce.buckets.iter().filter(|b| b.phase == phase);
+    let sum = |bucket: &plan::Bucket| {
+        let (address, elements) = (reduce + 4 * bucket.range.start as Address, bucket.range.len());
+        let made = Event::new(gpu, EventKind::Order)?;
+        Ok((launches_until(plan, phase, bucket), Between::Sum { ranks: ranks.clone(), made, address, elements }))
+    };
+    buckets.map(sum).collect()
+}
+
+/// Launches of the body up to the one that completes a bucket.
+fn launches_until(plan: &Plan, phase: usize, bucket: &plan::Bucket) -> usize {
+    let order: Vec<_> = plan.graph.iter().map(|(id, _)| id).collect();
+    let place = |id| order.iter().position(|&other| other == id).expect("a node of the plan");
+    let last = place(bucket.ready_after);
+    let body = plan.section(phase, graph::Section::Body);
+    body.iter().take_while(|launch| place(launch.node) <= last).count()
+}
+
+/// The command that gives every rank what all carried; `slots` are each rank's micro-batches.
+pub(crate) fn carried(slots: &[Range<usize>], first: Address, slot_bytes: usize) -> Vec<(Address, usize, usize)> {
+    let range = |(owner, slots): (usize, &Range<usize>)| {
+        (first + (slots.start * slot_bytes) as Address, slots.len() * slot_bytes, owner)
+    };
+    slots.iter().enumerate().map(range).collect()
+}
