@@ -262,8 +262,12 @@ fn without_a_plugin_every_file_and_its_reason_are_named() {
     let (absent, text) = (folder.path().join("absent.so"), folder.path().join("text.so"));
     fs::write(&text, "no library").unwrap();
     let other = PathBuf::from("libm.so.6");
-    let error = Mpi::open(&[absent.clone(), text.clone(), other]).err().unwrap().to_string();
-    println!("{error}");
+    // A plugin of another version, by the compiler that links this test.
+    let (source, newer) = (folder.path().join("newer.c"), folder.path().join("newer.so"));
+    fs::write(&source, "unsigned retort_mpi_abi(void) { return 2; }").unwrap();
+    assert!(Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&newer, &source]).status().unwrap().success());
+    let error = Mpi::open(&[absent.clone(), text.clone(), newer, other]).err().unwrap().to_string();
+    assert!(error.contains("newer.so: speaks interface 2, this program 1; build it anew; "), "{error}");
     assert!(error.contains(&format!("{}: cannot open shared object file", absent.display())), "{error}");
     assert!(error.contains(&format!("{}: ", text.display())), "{error}");
     assert!(error.contains("libm.so.6: is no MPI plugin of this program: it has no retort_mpi_abi"), "{error}");
