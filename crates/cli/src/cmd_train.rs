@@ -2,19 +2,23 @@
 
 use crate::args::Edits;
 use crate::error::CliError;
+use crate::launch::{self, LaunchArgs, Start};
 use crate::output::Terminal;
 use crate::summary;
 use clap::Args;
 use std::convert::Infallible;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use train::{Device, Exit, Resume, RunOptions, Session, Verbosity};
+use std::sync::Arc;
+use train::recipe_parse::Loaded;
+use train::{Device, Exit, Joined, Resume, RunOptions, Session, Verbosity};
 
 const EXAMPLES: &str = "\
 Examples:
   retort train configs/quickstart.toml
   retort train recipe.toml --run runs/a --epochs 20 --set method.temperature=2
   retort train recipe.toml --ranks 4 --reproducible --micro-batch 32
+  mpirun -n 8 --bind-to none retort train recipe.toml
   retort train recipe.toml --dry-run      all checks, the full recipe and the plan; no step
 
 A run folder that holds a good checkpoint is gone on with. USR2 saves one and ends with 75, TERM
@@ -54,6 +58,8 @@ pub(crate) struct TrainArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    launch: LaunchArgs,
+    #[command(flatten)]
     edits: Edits,
 }
 
@@ -77,31 +83,69 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 }
 
 pub(crate) fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Exit, CliError> {
-    let loaded = args.edits.load(&args.recipe)?;
-    Device::choose(args.device, loaded.recipe.train.precision)?;
-    loaded.check_ranks(args.ranks)?;
+    let parent = std::os::unix::process::parent_id();
+    let place = args.launch.place()?;
+    let loaded = args.edits.load(&args.recipe);
+    if place.world_size == 1 {
+        return train(args, terminal, loaded?, None);
+    }
+    if args.ranks > 1 {
+        let what = format!("--ranks {} in one of {} processes: leave one of the two out", args.ranks, place.world_size);
+        return Err(CliError::Usage(what));
+    }
+    let world_size = place.world_size;
+    let loaded = loaded.and_then(|l| l.check_ranks(world_size).map(|()| l).map_err(CliError::from));
+    let run_dir = args.run.clone().unwrap_or_else(|| match &loaded {
+        Ok(loaded) => train::run_dir(loaded),
+        Err(_) => Path::new("runs").join(args.recipe.file_stem().unwrap_or_default()),
+    });
+    let joined = launch::join(Start { place, run_dir: &run_dir, loaded: &loaded, device: args.device, parent })?;
+    if joined.rank == 0 && !args.quiet {
+        terminal.note(joined.table());
+    }
+    Ok(launch::as_rank(&joined, || train(args, terminal, loaded?, Some(joined.clone()))))
+}
+
+fn train(
+    args: &TrainArgs,
+    terminal: &Terminal,
+    loaded: Loaded,
+    joined: Option<Arc<Joined>>,
+) -> Result<Exit, CliError> {
+    let leads = joined.as_ref().is_none_or(|j| j.rank == 0);
+    if joined.is_none() {
+        Device::choose(args.device, loaded.recipe.train.precision)?;
+        loaded.check_ranks(args.ranks)?;
+    }
     loaded.check_files()?;
-    if args.verbose {
+    if args.verbose && leads {
         terminal.note(loaded.annotated());
     }
+    let quiet = args.quiet || !leads;
     let options = RunOptions {
         run_dir: args.run.clone(),
         device: args.device,
         ranks: args.ranks,
+        joined,
         threads: args.threads.unwrap_or(0),
         resume: args.resume.0.clone(),
-        verbosity: if args.quiet { Verbosity::Quiet } else { Verbosity::Normal },
+        verbosity: if quiet { Verbosity::Quiet } else { Verbosity::Normal },
         ..RunOptions::default()
     };
     let session = Session::open(loaded, options)?;
     if args.dry_run {
-        terminal.print(session.dry_run()?)?;
+        if leads {
+            terminal.print(session.dry_run()?)?;
+        }
         return Ok(Exit::Done);
     }
-    if !args.quiet {
+    if !quiet {
         terminal.note(opening(&session));
     }
     let outcome = session.train()?;
+    if !leads {
+        return Ok(outcome.exit);
+    }
     if args.json {
         terminal.print(summary::as_json(&outcome))?;
     } else {

@@ -2,7 +2,7 @@
 
 use std::io;
 use thiserror::Error;
-use train::TrainError;
+use train::{Exit, TrainError};
 use train::recipe_parse::RecipeError;
 
 #[derive(Debug, Error)]
@@ -16,6 +16,9 @@ pub(crate) enum CliError {
     /// What was asked for makes no sense.
     #[error("{0}")]
     Usage(String),
+    /// The ranks of a job do not start together. `said`: rank 0 says the same.
+    #[error("{text}")]
+    Ranks { exit: Exit, text: String, said: bool },
     #[error("cannot write to stdout: {0}")]
     Stdout(io::Error),
 }

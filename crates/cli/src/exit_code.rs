@@ -9,6 +9,7 @@ use train::{Exit, TrainError};
 pub(crate) fn of(error: &CliError) -> Exit {
     match error {
         CliError::Usage(_) => Exit::Usage,
+        CliError::Ranks { exit, .. } => *exit,
         CliError::Stdout(e) if e.kind() == ErrorKind::BrokenPipe => Exit::Done,
         CliError::Stdout(_) => Exit::CheckpointIo,
         CliError::Data(e) => of_data(e),

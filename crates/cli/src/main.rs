@@ -16,6 +16,7 @@ mod cmd_step;
 mod cmd_train;
 mod error;
 mod exit_code;
+mod launch;
 mod output;
 mod summary;
 

@@ -38,6 +38,7 @@ impl Terminal {
     /// An error: recipes as a picture of the place, others as a line.
     pub(crate) fn report(&self, error: &CliError) {
         match error {
+            CliError::Ranks { said: true, .. } => {}
             CliError::Stdout(e) if e.kind() == ErrorKind::BrokenPipe => {}
             CliError::Train(e) => match e.as_ref() {
                 TrainError::Recipe(error) => self.note(self.picture(error).trim_end()),

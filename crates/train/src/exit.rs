@@ -37,6 +37,28 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// The exit of a code that other ranks, or the rendezvous, decided on; what is not documented is a bug.
+    pub fn of_code(code: u8) -> Exit {
+        const ALL: [Exit; 15] = [
+            Exit::Done,
+            Exit::Differs,
+            Exit::Usage,
+            Exit::BadData,
+            Exit::Unreachable,
+            Exit::Internal,
+            Exit::Device,
+            Exit::CheckpointIo,
+            Exit::Preempted,
+            Exit::PeerLost,
+            Exit::Hang,
+            Exit::Preflight,
+            Exit::Divergence,
+            Exit::Interrupted,
+            Exit::Terminated,
+        ];
+        ALL.into_iter().find(|exit| exit.code() == code).unwrap_or(Exit::Internal)
+    }
+
     /// The code that the process returns.
     pub const fn code(self) -> u8 {
         self as u8

@@ -63,6 +63,6 @@ pub use ranks::words_of;
 pub use replay::{ReplayOptions, Warmup, against_cpu, compute, describe, replay};
 pub use replay_compare::{Compared, NodeError};
 pub use replay_files::{Wanted, WantedTensor};
-pub use session::{Outcome, Resume, RunOptions, Session};
+pub use session::{Outcome, Resume, RunOptions, Session, run_dir};
 pub use stages::final_folder;
 pub use trainer::Score;

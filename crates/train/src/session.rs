@@ -130,12 +130,7 @@ impl Session {
         let train_input = set_input(&crate::inputs::train_augment(&recipe), &train_set, &train_set.stats);
         let eval_input = set_input(&crate::inputs::eval_augment(&recipe), &eval_set, &train_set.stats);
         let compile = Compile::new(&recipe, train_input, eval_input);
-        let stem = path.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
-        let run_dir = options
-            .run_dir
-            .clone()
-            .or_else(|| recipe.output.folder.clone())
-            .unwrap_or_else(|| Path::new("runs").join(stem));
+        let run_dir = options.run_dir.clone().unwrap_or_else(|| default_run_dir(&recipe, &path));
         let (train_set, eval_set) = (Arc::new(train_set), Arc::new(eval_set));
         if let Some(joined) = &options.joined {
             let named = train_set.clone();
@@ -368,6 +363,16 @@ impl Session {
     pub(crate) fn io(&self, action: &'static str, source: std::io::Error) -> TrainError {
         TrainError::Io { action, path: self.run_dir.clone(), source }
     }
+}
+
+/// The folder of a recipe's run, unless another is asked for.
+pub fn run_dir(loaded: &Loaded) -> PathBuf {
+    default_run_dir(&loaded.recipe, &loaded.path)
+}
+
+fn default_run_dir(recipe: &Recipe, path: &Path) -> PathBuf {
+    let stem = path.file_stem().map_or("run".into(), |s| s.to_string_lossy().into_owned());
+    recipe.output.folder.clone().unwrap_or_else(|| Path::new("runs").join(stem))
 }
 
 /// The weights that an evaluation starts from.
