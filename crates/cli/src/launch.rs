@@ -5,7 +5,7 @@ use crate::exit_code;
 use clap::{Args, ValueEnum};
 use comm::Choice;
 use comm::discover::{Environment, Explicit, Place, discover};
-use comm::watch::Parent;
+use comm::Parent;
 use std::io::IsTerminal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;

@@ -12,7 +12,7 @@ use crate::session::Session;
 use crate::signals::Signals;
 use crate::snapshot;
 use crate::trainer::{Lead, Position, Trainer};
-use comm::progress::{Phase, Progress};
+use comm::progress::Phase;
 use comm::{Communicator, Solo, Threads};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;

@@ -257,8 +257,8 @@ impl Default for RanksSection {
 
 impl RanksSection {
     /// Limits of the watch.
-    pub(crate) fn watch(&self) -> comm::limits::Limits {
-        comm::limits::Limits {
+    pub(crate) fn watch(&self) -> comm::Limits {
+        comm::Limits {
             heartbeat: Duration::from_secs_f64(self.heartbeat_s),
             hang: Duration::from_secs_f64(self.hang_s),
             slow_phase: Duration::from_secs_f64(self.slow_phase_s),
