@@ -53,14 +53,11 @@ add "$here/src/static_shared/begin.cpp" "$out/obj/begin.o" "${runtime[@]}"
 for f in ${SIMGPU_KERNELS:-"$here"/../kernels/*.cu}; do add "$f" "$out/obj/$(basename "$f").o" "${kernel[@]}"; done
 add "$here/src/static_shared/end.cpp" "$out/obj/end.o" "${runtime[@]}"
 cuda=("${objects[@]}")
-nccl=()
-for f in "$here"/nccl/*.cpp; do
-  add "$f" "$out/obj/nccl_$(basename "$f").o" -O2
-  nccl+=("$out/obj/nccl_$(basename "$f").o")
-done
+objects=()
+for f in "$here"/nccl/*.cpp; do add "$f" "$out/obj/nccl_$(basename "$f").o" -O2; done
 while ((${#pids[@]})); do reap; done
 ((failed == 0)) || { echo "simgpu/build.sh: some files do not compile" >&2; exit 1; }
 g++ -shared -Wl,-soname,libcuda.so.1 -Wl,--allow-shlib-undefined "${link[@]}" "${cuda[@]}" -o "$out/libcuda.so.1.new" -lpthread
 mv "$out/libcuda.so.1.new" "$out/libcuda.so.1"
-g++ -shared -Wl,-soname,libnccl.so.2 "${nccl[@]}" -o "$out/libnccl.so.2.new" -lpthread -ldl
+g++ -shared -Wl,-soname,libnccl.so.2 "${objects[@]}" -o "$out/libnccl.so.2.new" -lpthread -ldl
 mv "$out/libnccl.so.2.new" "$out/libnccl.so.2"

@@ -5,6 +5,8 @@
 //! thread and at any time. NCCL has no timeouts: who waits for a stream needs a watch thread that asks
 //! [`Aborter::poll`] and owns the clock.
 //!
+//! The ranks connect at their first collective: call each one once before it is captured.
+//!
 //! Nothing of the environment is set here. Two ranks on one GPU, for tests of the program: before NCCL 2.30 each rank
 //! needs `NCCL_HOSTID=job-$RANK NCCL_NET=Socket NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 NCCL_IB_DISABLE=1
 //! NCCL_SOCKET_IFNAME=lo NCCL_MAX_CTAS=2`, later versions `NCCL_MULTI_RANK_GPU_ENABLE=1`.

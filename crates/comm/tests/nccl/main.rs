@@ -69,6 +69,19 @@ fn collectives_follow_their_streams() {
 }
 
 #[test]
+fn work_goes_on_though_its_program_waits_elsewhere() {
+    if !ready() {
+        return;
+    }
+    let mut ranks = start("ahead", 2, Devices::Own, &[("SIMGPU_ASYNC", "late")]);
+    assert_eq!(ranks[1].hears(), "submitted");
+    ranks[0].go_on();
+    assert_eq!((ranks[0].hears(), ranks[0].hears()), ("submitted".to_owned(), "summed".to_owned()));
+    ranks[1].go_on();
+    ranks.into_iter().for_each(Process::succeeds);
+}
+
+#[test]
 fn groups_end_and_nest() {
     if ready() {
         play("group", 2, Devices::Own, &[]);
@@ -137,9 +150,9 @@ fn an_abort_by_all_frees_a_hung_world_and_one_alone_waits() {
         return;
     }
     let [mut a, mut b] = watched(&[("SIMNCCL_FAULT", "rank=1,op=all_reduce,seq=1,do=hang")]);
-    a.abort();
+    a.go_on();
     a.is_silent();
-    b.abort();
+    b.go_on();
     for mut rank in [a, b] {
         assert_eq!((rank.hears(), rank.hears()), ("aborted".to_owned(), "ends".to_owned()));
         rank.succeeds();
@@ -155,8 +168,8 @@ fn an_error_of_one_rank_is_its_own() {
     let word = b.hears();
     assert!(word.contains("on rank 1: ncclSystemError (2): rank 1: an error at all_reduce"), "{word}");
     a.is_silent();
-    a.abort();
-    b.abort();
+    a.go_on();
+    b.go_on();
     for mut rank in [a, b] {
         assert_eq!((rank.hears(), rank.hears()), ("aborted".to_owned(), "ends".to_owned()));
         rank.succeeds();
@@ -170,8 +183,8 @@ fn an_abort_that_hangs_leaves_the_others_free() {
     }
     let fault = "rank=1,op=all_reduce,seq=1,do=hang;rank=1,do=abort_hangs";
     let [mut a, mut b] = watched(&[("SIMNCCL_FAULT", fault)]);
-    a.abort();
-    b.abort();
+    a.go_on();
+    b.go_on();
     assert_eq!(a.hears(), "aborted");
     b.is_silent();
     b.child.kill().unwrap();
@@ -187,7 +200,7 @@ fn a_rank_that_leaves_hangs_the_others_or_is_an_error() {
     let [mut a, b] = watched(&[fault]);
     assert_eq!(b.ends().0, Some(1));
     a.is_silent();
-    a.abort();
+    a.go_on();
     assert_eq!((a.hears(), a.hears()), ("aborted".to_owned(), "ends".to_owned()));
     a.succeeds();
 
@@ -195,7 +208,7 @@ fn a_rank_that_leaves_hangs_the_others_or_is_an_error() {
     assert_eq!(b.ends().0, Some(1));
     let word = a.hears();
     assert!(word.contains("ncclRemoteError (6): rank 0: the process of rank 1 is gone"), "{word}");
-    a.abort();
+    a.go_on();
     assert_eq!((a.hears(), a.hears()), ("aborted".to_owned(), "ends".to_owned()));
     a.succeeds();
 }
@@ -208,7 +221,7 @@ fn a_killed_rank_leaves_nothing_behind() {
     let [mut a, mut b] = watched(&[("SIMNCCL_FAULT", "rank=1,op=all_reduce,seq=1,do=hang")]);
     b.child.kill().unwrap();
     assert_eq!(b.ends().0, None);
-    a.abort();
+    a.go_on();
     assert_eq!(a.hears(), "aborted");
     a.succeeds();
     let left: Vec<_> = fs::read_dir("/dev/shm").unwrap().map(|entry| entry.unwrap().file_name()).collect();

@@ -45,6 +45,7 @@ pub(crate) fn play(case: &str) {
                 "collectives" => rank.collectives(),
                 "graph" => rank.graph(),
                 "streams" => rank.streams(),
+                "ahead" => rank.ahead(),
                 "group" => rank.group(),
                 "refused" => rank.refused(),
                 "watched" => rank.watched(),
@@ -209,6 +210,18 @@ impl Rank {
         other.wait();
         assert_eq!(a.read::<f32>(), [self.world() as f32; 10]);
         assert_eq!(b.read::<f32>(), [2.0 * self.world() as f32; 20]);
+    }
+
+    /// Submits a sum, and waits for its stream only when it is told to.
+    fn ahead(&self) {
+        let data = self.gpu.buffer(&[0_f32; 10]);
+        self.stream.fill(&data, 1.0);
+        self.sum(&data, Element::F32, &self.stream).unwrap();
+        say("submitted");
+        std::io::stdin().lock().read_line(&mut String::new()).unwrap();
+        self.stream.wait();
+        assert_eq!(data.read::<f32>(), [self.world() as f32; 10]);
+        say("summed");
     }
 
     fn group(&self) {
