@@ -136,7 +136,7 @@ mod tests {
         fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
         let error = Posted::new(&open.join("job"), &invitation(1)).err().unwrap().to_string();
         assert!(error.contains("open to others (mode 0755); `chmod 700 "), "{error}");
-        let path = dir.path().join("job");
+        let path = dir.path().join("private/job");
         let posted = Posted::new(&path, &invitation(1)).unwrap();
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();

@@ -54,20 +54,21 @@ pub(crate) async fn join(own: Member, job: &str, find: Find, limits: &MeetingLim
     let rank = own.rank;
     let seeker = Seeker { rank, job, limits, deadline: Instant::now() + limits.rendezvous };
     let Found { gate, address, mut control } = seeker.find(own, &find).await?;
-    // The verdict may come before the second connection does: then there is none.
+    let limit = seeker.deadline + 2 * limits.handshake;
     let (verdict, data) = {
         let mut verdict = pin!(hear(&mut control));
-        let early = tokio::select! {
+        let mut data = pin!(seeker.insist(&gate, address));
+        tokio::select! {
             biased;
-            verdict = &mut verdict => Err(verdict),
-            data = seeker.insist(&gate, address) => Ok(data),
-        };
-        match early {
-            Err(verdict) => (verdict, None),
             // Rank 0 has the same limit, then writes to all.
-            Ok(data) => match timeout_at(seeker.deadline + 2 * limits.handshake, verdict).await {
+            data = &mut data => match timeout_at(limit, verdict).await {
                 Ok(verdict) => (verdict, Some(data)),
                 Err(_) => return Err(seeker.lost(address, "it does not say whether to start")),
+            },
+            // If all start, rank 0 has the data connection, and its proof is on the way.
+            verdict = &mut verdict => match verdict {
+                Ok(Heard::Go(_)) => (verdict, timeout(limits.handshake, data).await.ok()),
+                _ => (verdict, None),
             },
         }
     };

@@ -152,7 +152,7 @@ fn a_late_peer_joins_whatever_strangers_did_before() {
         {
             let mut stranger = TcpStream::connect(addresses[0]).unwrap();
             stranger.write_all(words).unwrap();
-            stranger.shutdown(std::net::Shutdown::Write).unwrap();
+            let _ = stranger.shutdown(std::net::Shutdown::Write);
             let mut answer = Vec::new();
             let _ = stranger.read_to_end(&mut answer);
             assert_eq!(answer, [], "{words:?}");
@@ -179,6 +179,13 @@ fn an_oversize_frame_is_not_read() {
     });
 }
 
+/// A folder that only its owner may enter.
+fn private_folder() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    dir
+}
+
 /// What rank 0 of a job that is dead now left behind.
 fn leave_stale(path: &Path) -> Vec<SocketAddr> {
     let board = Board::default();
@@ -191,13 +198,14 @@ fn leave_stale(path: &Path) -> Vec<SocketAddr> {
 
 #[test]
 fn the_file_of_a_dead_job_is_read_again_until_it_is_replaced() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = private_folder();
     let path = dir.path().join("job");
     let addresses = leave_stale(&path);
     // Something else has the port by now.
     let other = TcpListener::bind(addresses[0]).unwrap();
+    let limits = limits();
     thread::scope(|s| {
-        let (path, limits) = (&path, &limits());
+        let (path, limits) = (&path, &limits);
         let rank1 = s.spawn(move || meet(member(1, 2), "job", By::File(path.clone()), limits));
         drop(other.accept().unwrap());
         // From here on the connection is refused.
@@ -215,8 +223,8 @@ fn another_secret_or_another_job_does_not_come_in() {
     let known = |byte| By::Known { address: address.clone(), secret: secret(byte) };
     let board = Board::default();
     for case in ["secret", "job"] {
+        let by = |byte| if case == "secret" { known(byte) } else { board.by() };
         let (one, two) = thread::scope(|s| {
-            let by = |byte| if case == "secret" { known(byte) } else { board.by() };
             let (short, by) = (&short, &by);
             let rank0 = s.spawn(move || meet(member(0, 2), "job", by(1), short));
             let rank1 = s.spawn(move || meet(member(1, 2), if case == "job" { "jub" } else { "job" }, by(2), short));
@@ -352,15 +360,15 @@ fn mistakes_of_the_launch_are_told_without_the_network() {
 
 #[test]
 fn a_hundred_meetings_at_once_do_not_meet_each_other() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = private_folder();
     thread::scope(|s| {
         for job in 0..100 {
             let path = dir.path().join(format!("job-{job}"));
             s.spawn(move || {
                 let any = MeetingLimits { interface: None, ..limits() };
+                let name = format!("job-{job}");
                 let met = thread::scope(|s| {
-                    let (path, any) = (&path, &any);
-                    let name = &format!("job-{job}");
+                    let (path, any, name) = (&path, &any, &name);
                     let rank1 = s.spawn(move || meet(member(1, 2), name, By::File(path.clone()), any));
                     let rank0 = meet(member(0, 2), name, By::File(path.clone()), any);
                     vec![rank0, rank1.join().unwrap()]
