@@ -4,13 +4,30 @@
 //! bit for bit on all ranks and in every run; a rank that is gone makes the others' collectives errors, never a hang.
 //! Knows no graph, no device memory and no step.
 
+mod death;
+pub mod judge;
+mod leaving;
+mod limits;
 pub mod member;
+pub mod progress;
+mod recorder;
 mod solo;
+mod straggler;
 mod threads;
+pub mod verdict;
+mod watch;
+mod watched;
 pub mod wire;
 
+pub use death::Death;
+pub use limits::Limits;
+pub use progress::Progress;
+pub use recorder::Entry;
 pub use solo::Solo;
+pub use straggler::Cause;
 pub use threads::Threads;
+pub use watch::{Links, Parent, SampleName, Watch, WatchSettings};
+pub use watched::Watched;
 
 use std::fmt;
 

@@ -1,0 +1,383 @@
+//! What a rank is doing: written by the trainer's thread, read by the watch thread at any time. Atomics only, no lock.
+
+use crate::Op;
+use crate::recorder::{Begin, Entry, Recorder, pack, unpack};
+use serde::{Deserialize, Serialize};
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+/// Steps over which ranks are compared.
+pub const WINDOW: usize = 20;
+/// Classes of step durations: four to each power of two of microseconds.
+const CLASSES: usize = 160;
+
+/// Part of the run that a rank is in.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    Start,
+    Resume,
+    /// Waiting for a batch.
+    Load,
+    /// The bodies: forward and backward.
+    Forward,
+    #[serde(rename = "all_reduce")]
+    Reduce,
+    Update,
+    Evaluate,
+    Checkpoint,
+    End,
+}
+
+impl Phase {
+    const ALL: [Self; 9] = [
+        Self::Start,
+        Self::Resume,
+        Self::Load,
+        Self::Forward,
+        Self::Reduce,
+        Self::Update,
+        Self::Evaluate,
+        Self::Checkpoint,
+        Self::End,
+    ];
+
+    pub(crate) fn from_number(number: u64) -> Self {
+        Self::ALL[(number as usize).min(Self::ALL.len() - 1)]
+    }
+
+    /// As reports say it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Resume => "resume",
+            Self::Load => "load",
+            Self::Forward => "forward",
+            Self::Reduce => "all_reduce",
+            Self::Update => "update",
+            Self::Evaluate => "evaluate",
+            Self::Checkpoint => "checkpoint",
+            Self::End => "end",
+        }
+    }
+
+    /// Takes minutes without being stuck.
+    pub fn is_slow(self) -> bool {
+        matches!(self, Self::Start | Self::Resume | Self::Evaluate | Self::Checkpoint | Self::End)
+    }
+}
+
+/// Where a step spent its time before the first collective, where ranks begin to wait for each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepTimes {
+    /// Waited for batches.
+    pub data: Duration,
+    /// From batch ready to the first collective.
+    pub own: Duration,
+    /// CPU time of the process in `own`.
+    pub cpu: Duration,
+}
+
+/// A rank's progress at one moment: what a heartbeat carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Grows with every sign of progress.
+    pub moves: u64,
+    pub phase: Phase,
+    /// Steps begun by this process.
+    pub steps: u64,
+    /// Of the run.
+    pub step: u64,
+    /// Last sample given to the device; none before the first step.
+    pub sample: Option<u64>,
+    /// Number of the collective that the rank is in, or calls next.
+    pub sequence: u64,
+    pub inside: bool,
+    /// The collective that it is in, or called last.
+    call: u64,
+    /// 99th percentile of the steps without slow phases, rounded up by at most a quarter; 0: none yet.
+    pub p99: Duration,
+    /// Sum over the last [`WINDOW`] steps; none before there are so many.
+    pub window: Option<StepTimes>,
+}
+
+impl Seen {
+    /// The collective that the rank is in, or called last, and its bytes.
+    pub fn call(&self) -> (Op, u64) {
+        unpack(self.call)
+    }
+}
+
+/// Shared by the two threads.
+pub struct Progress {
+    origin: Instant,
+    /// Unix time of `origin`, microseconds.
+    origin_us: u64,
+    moves: AtomicU64,
+    phase: AtomicU64,
+    steps: AtomicU64,
+    step: AtomicU64,
+    before: AtomicU64,
+    sample: AtomicU64,
+    /// Twice the number of collectives that completed, plus one inside of one.
+    collective: AtomicU64,
+    call: AtomicU64,
+    stepped_us: AtomicU64,
+    /// No slow phase since the step began.
+    plain: AtomicBool,
+    durations: [AtomicU32; CLASSES],
+    timed: AtomicU64,
+    /// Nanoseconds: data, own, cpu.
+    times: [[AtomicU64; 3]; WINDOW],
+    beats: AtomicU64,
+    recorder: Recorder,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Progress {
+    /// A rank that starts.
+    pub fn new() -> Self {
+        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let zero = || AtomicU64::new(0);
+        Self {
+            origin: Instant::now(),
+            origin_us: unix.as_micros() as u64,
+            moves: zero(),
+            phase: AtomicU64::new(Phase::Start as u64),
+            steps: zero(),
+            step: zero(),
+            before: zero(),
+            sample: zero(),
+            collective: zero(),
+            call: zero(),
+            stepped_us: zero(),
+            plain: AtomicBool::new(false),
+            durations: std::array::from_fn(|_| AtomicU32::new(0)),
+            timed: zero(),
+            times: std::array::from_fn(|_| std::array::from_fn(|_| zero())),
+            beats: zero(),
+            recorder: Recorder::new(),
+        }
+    }
+
+    fn moved(&self) {
+        self.moves.fetch_add(1, Ordering::Release);
+    }
+
+    fn elapsed_us(&self) -> u64 {
+        self.origin.elapsed().as_micros() as u64
+    }
+
+    /// A phase begins. Calling it again in a long phase shows that the rank is alive.
+    pub fn enter(&self, phase: Phase) {
+        if phase.is_slow() {
+            self.plain.store(false, Ordering::Relaxed);
+        }
+        self.phase.store(phase as u64, Ordering::Relaxed);
+        self.moved();
+    }
+
+    /// A step of the run begins; `sample` is the index of the last sample given to the device.
+    pub fn step(&self, global_step: u64, sample: u64) {
+        let now = self.elapsed_us();
+        let last = self.stepped_us.swap(now, Ordering::Relaxed);
+        if self.plain.swap(true, Ordering::Relaxed) {
+            self.durations[class(now - last)].fetch_add(1, Ordering::Relaxed);
+        }
+        self.before.store(self.sample.swap(sample, Ordering::Relaxed), Ordering::Relaxed);
+        self.step.store(global_step, Ordering::Relaxed);
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        self.moved();
+    }
+
+    /// The rank calls a collective. One at a time.
+    pub fn begin_collective(&self, op: Op, bytes: usize) {
+        let call = pack(op, bytes);
+        let sequence = self.collective.load(Ordering::Relaxed) / 2;
+        self.recorder.begin(&Begin {
+            sequence,
+            step: self.step.load(Ordering::Relaxed),
+            phase: Phase::from_number(self.phase.load(Ordering::Relaxed)),
+            call,
+            begin_us: self.origin_us + self.elapsed_us(),
+            samples: (self.before.load(Ordering::Relaxed), self.sample.load(Ordering::Relaxed)),
+        });
+        self.call.store(call, Ordering::Relaxed);
+        self.collective.store(2 * sequence + 1, Ordering::Release);
+        self.moved();
+    }
+
+    /// The collective completed. Not called for one that failed: the rank is never out of it.
+    pub fn end_collective(&self) {
+        let sequence = self.collective.load(Ordering::Relaxed) / 2;
+        self.recorder.end(sequence, self.origin_us + self.elapsed_us());
+        self.collective.store(2 * sequence + 2, Ordering::Release);
+        self.moved();
+    }
+
+    /// Times of the step that reached its first collective.
+    pub fn step_times(&self, times: StepTimes) {
+        let slot = &self.times[self.timed.load(Ordering::Relaxed) as usize % WINDOW];
+        for (to, from) in slot.iter().zip([times.data, times.own, times.cpu]) {
+            to.store(from.as_nanos() as u64, Ordering::Relaxed);
+        }
+        self.timed.fetch_add(1, Ordering::Release);
+    }
+
+    /// What the rank is doing now. Values of different moments may meet in it, by the length of a call.
+    pub fn look(&self) -> Seen {
+        let moves = self.moves.load(Ordering::Acquire);
+        let steps = self.steps.load(Ordering::Relaxed);
+        let collective = self.collective.load(Ordering::Acquire);
+        Seen {
+            moves,
+            phase: Phase::from_number(self.phase.load(Ordering::Relaxed)),
+            steps,
+            step: self.step.load(Ordering::Relaxed),
+            sample: (steps > 0).then(|| self.sample.load(Ordering::Relaxed)),
+            sequence: collective / 2,
+            inside: collective % 2 == 1,
+            call: self.call.load(Ordering::Relaxed),
+            p99: self.p99(),
+            window: self.window(),
+        }
+    }
+
+    /// What a heartbeat carries.
+    pub(crate) fn beat(&self) -> Seen {
+        let seen = self.look();
+        self.beats.fetch_add(1, Ordering::Release);
+        seen
+    }
+
+    /// How many heartbeats carried this progress; 0 as long as nobody watches.
+    pub fn beats(&self) -> u64 {
+        self.beats.load(Ordering::Acquire)
+    }
+
+    fn window(&self) -> Option<StepTimes> {
+        if self.timed.load(Ordering::Acquire) < WINDOW as u64 {
+            return None;
+        }
+        let sum = |i: usize| Duration::from_nanos(self.times.iter().map(|t| t[i].load(Ordering::Relaxed)).sum());
+        Some(StepTimes { data: sum(0), own: sum(1), cpu: sum(2) })
+    }
+
+    fn p99(&self) -> Duration {
+        let counts: Vec<u64> = self.durations.iter().map(|n| n.load(Ordering::Relaxed).into()).collect();
+        let mut above = counts.iter().sum::<u64>() / 100;
+        for (class, &count) in counts.iter().enumerate().rev() {
+            if count > above {
+                return Duration::from_micros(class_end(class));
+            }
+            above -= count;
+        }
+        Duration::ZERO
+    }
+
+    /// At most the last `most` collectives, oldest first.
+    pub fn last(&self, most: usize) -> Vec<Entry> {
+        self.recorder.last(most)
+    }
+
+    /// The flight recorder as JSON lines, oldest first.
+    pub fn dump(&self, to: &mut impl Write) -> io::Result<()> {
+        self.recorder.dump(to)
+    }
+}
+
+/// Class of a duration in microseconds: exponent and the two bits below the highest.
+fn class(us: u64) -> usize {
+    let us = us.max(4);
+    let exponent = us.ilog2();
+    let class = 4 * (exponent as usize - 2) + (us >> (exponent - 2) & 3) as usize;
+    class.min(CLASSES - 1)
+}
+
+/// First duration beyond a class.
+fn class_end(class: usize) -> u64 {
+    (5 + class as u64 % 4) << (class / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn look_shows_what_was_written() {
+        let progress = Progress::new();
+        let start = progress.look();
+        assert_eq!((start.phase, start.sample, start.inside, start.window), (Phase::Start, None, false, None));
+        progress.enter(Phase::Forward);
+        progress.step(7, 99);
+        progress.begin_collective(Op::AllReduce, 4096);
+        let seen = progress.look();
+        assert_eq!((seen.phase, seen.step, seen.sample), (Phase::Forward, 7, Some(99)));
+        assert_eq!((seen.sequence, seen.inside, seen.call()), (0, true, (Op::AllReduce, 4096)));
+        progress.end_collective();
+        let next = progress.look();
+        assert_eq!((next.sequence, next.inside), (1, false));
+        assert!(start.moves < seen.moves && seen.moves < next.moves);
+        let entries = progress.last(16);
+        assert_eq!((entries.len(), entries[0].step, entries[0].samples), (1, 7, (0, 99)));
+        assert!(entries[0].end_us >= Some(entries[0].begin_us));
+    }
+
+    #[test]
+    fn the_window_is_the_sum_of_the_last_steps() {
+        let progress = Progress::new();
+        let ms = Duration::from_millis;
+        for i in 0..50 {
+            assert_eq!(progress.look().window.is_some(), i >= WINDOW as u64);
+            progress.step_times(StepTimes { data: ms(i), own: ms(2), cpu: ms(1) });
+        }
+        let sum = (30..50).sum();
+        assert_eq!(progress.look().window, Some(StepTimes { data: ms(sum), own: ms(40), cpu: ms(20) }));
+    }
+
+    #[test]
+    fn classes_of_durations_are_narrow_and_in_order() {
+        for us in (4..5_000_u64).chain([1 << 20, 60_000_000, 3_600_000_000]) {
+            let class = class(us);
+            assert!(class_end(class) > us && class_end(class) <= us + us / 4 + 1, "{us}");
+            assert!(class == 0 || class_end(class - 1) <= us, "{us}");
+        }
+        assert_eq!(class(u64::MAX), CLASSES - 1);
+    }
+
+    #[test]
+    fn the_99th_percentile_leaves_out_one_in_a_hundred_and_slow_phases() {
+        let progress = Progress::new();
+        assert_eq!(progress.look().p99, Duration::ZERO);
+        (0..200).for_each(|_| drop(progress.durations[class(1_000)].fetch_add(1, Ordering::Relaxed)));
+        progress.durations[class(9_000_000)].fetch_add(1, Ordering::Relaxed);
+        assert_eq!(progress.look().p99, Duration::from_micros(class_end(class(1_000))));
+        progress.step(0, 0);
+        progress.enter(Phase::Evaluate);
+        progress.step(1, 0);
+        let counted: u32 = progress.durations.iter().map(|n| n.load(Ordering::Relaxed)).sum();
+        assert_eq!(counted, 201);
+    }
+
+    /// Watching costs at most half a percent of a step of a millisecond with two collectives: 5 us.
+    #[test]
+    fn a_call_costs_less_than_a_microsecond() {
+        let progress = Progress::new();
+        let rounds = 20_000;
+        let begin = Instant::now();
+        for i in 0..rounds {
+            progress.step(i, i);
+            progress.begin_collective(Op::AllReduce, 1024);
+            progress.end_collective();
+        }
+        let each = begin.elapsed() / (3 * rounds as u32);
+        assert!(each < Duration::from_micros(1), "{each:?} a call");
+    }
+}
