@@ -2,55 +2,55 @@
 //!
 //! Invariants: every rank calls the same collectives in the same order; sums are taken in rank order, so they are equal
 //! bit for bit on all ranks and in every run; a rank that is gone makes the others' collectives errors, never a hang.
-//! Knows no graph, no device memory and no step.
+//! Knows no graph and no step; of devices only what NCCL takes, addresses and streams.
 
 mod auth;
+mod death;
 pub mod discover;
 mod hosting;
 pub mod hostlist;
 mod interface;
 mod invitation;
 mod joining;
+pub mod judge;
 mod launcher;
+mod leaving;
+mod limits;
 pub mod meeting;
 pub mod member;
 pub mod mpi;
 mod nccl;
 mod nccl_library;
 pub mod pmix;
+pub mod progress;
+mod recorder;
 mod roll;
 mod shared;
 mod sockets;
-mod death;
-pub mod judge;
-mod leaving;
-mod limits;
-pub mod progress;
-mod recorder;
+mod solo;
 mod straggler;
+mod threads;
 pub mod verdict;
 mod watch;
 mod watched;
-mod solo;
-mod threads;
 pub mod wire;
 
 pub use auth::{Secret, SecretError};
+pub use death::Death;
 pub use invitation::Invitation;
 pub use launcher::{Choice, Launcher};
+pub use limits::Limits;
 pub use nccl::{Aborter, Element, Nccl, NcclSettings};
 pub use nccl_library::{Library, NcclError, VERSION_WANTED, version_text};
-pub use shared::Shared;
-pub use sockets::Sockets;
-pub use death::Death;
-pub use limits::Limits;
 pub use progress::Progress;
 pub use recorder::Entry;
+pub use shared::Shared;
+pub use sockets::Sockets;
+pub use solo::Solo;
 pub use straggler::Cause;
+pub use threads::Threads;
 pub use watch::{Parent, SampleName, Watch, WatchSettings};
 pub use watched::Watched;
-pub use solo::Solo;
-pub use threads::Threads;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

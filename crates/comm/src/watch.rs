@@ -18,7 +18,6 @@ use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
 use nix::unistd::{Pid, getppid};
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc as sync};
@@ -104,7 +103,7 @@ pub struct Watch {
 
 impl Watch {
     /// Starts the thread, and the handlers that tell what this process dies of. Errors if the system refuses a thread, a
-    /// handler or a socket's option, or if the links are to ranks that are no members.
+    /// handler or a socket's option.
     pub fn start(settings: WatchSettings, links: Links, progress: Arc<Progress>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (commands, inbox) = mpsc::unbounded_channel();
@@ -123,9 +122,7 @@ impl Watch {
         let thread = thread::Builder::new().name("watch".to_owned()).spawn(move || {
             let _guard = Fatal;
             runtime.block_on(watcher.run());
-        });
-        // Without the thread the sockets are closed, and their numbers somebody else's.
-        let thread = thread.inspect_err(|_| death::disarm())?;
+        })?;
         Ok(Self { commands, warnings: Mutex::new(warnings), limits, thread })
     }
 
@@ -240,13 +237,6 @@ impl Watcher {
         (inbox, warn): (mpsc::UnboundedReceiver<Command>, sync::Sender<String>),
     ) -> io::Result<Self> {
         let now = Duration::ZERO;
-        let size = settings.members.len();
-        let strangers = |streams: &[(usize, TcpStream)]| streams.iter().any(|&(rank, _)| rank >= size);
-        if settings.rank >= size || matches!(&links, Links::Hub(streams) if strangers(streams)) {
-            let text =
-                format!("watch of rank {}: it or a rank linked to it is none of the {size} members", settings.rank);
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
         let (judge, streams) = match links {
             Links::Hub(streams) => (Judge::new(&settings.members, settings.limits, now), streams),
             Links::Member(stream) => (Judge::of_rank_0(&settings.members[0], settings.limits, now), vec![(0, stream)]),
