@@ -143,7 +143,7 @@ impl Session {
         let (train, test) = (&self.train_set, &self.eval_set);
         let feed = self.feed(Rank { rank: 0, world: ranks })?;
         let [h, w, c] = self.model.setting.image;
-        let (_, rule) = self.recipe.optimizer.base_lr(self.recipe.train.global_batch);
+        let rule = self.recipe.lr_rule();
         let mut notes = vec![
             format!(
                 "data: {} training and {} {} images of {h}x{w}x{c}, {} classes, sample hash {:016x}",
