@@ -6,13 +6,20 @@ use crate::output::Terminal;
 use clap::{Args, ValueEnum};
 use plan::Fusion;
 use std::path::PathBuf;
-use train::{Exit, Footprint, PlanOptions};
+use train::link::{Bandwidth, Latency, Link};
+use train::{Exit, Footprint, PlanOptions, ScalingOptions};
 
 const EXAMPLES: &str = "\
 Examples:
   retort plan recipe.toml                    every launch with bytes, FLOPs and its place in memory
   retort plan recipe.toml --memory           what it adds up to
-  retort plan recipe.toml --graph --fusion off --batch 2";
+  retort plan recipe.toml --graph --fusion off --batch 2
+  retort plan recipe.toml --world-size 8 --link 450GB/s --step-ms 32
+                                             what data-parallel training would lose to all-reduces
+
+With --world-size the global batch is divided among the ranks, as training does it; --step-ms is what `retort bench` measures at a rank's
+batch (`--batch`). An all-reduce takes the latency plus 2 (n - 1) / n × bytes / link, the bus bandwidth of large messages: 450GB/s among
+GPUs of one node with NVSwitch, 320GB/s over nodes with 8 NICs of 400 Gb/s each, 45GB/s with one.";
 
 /// Print what a step launches, without a step
 #[derive(Debug, Args)]
@@ -35,6 +42,19 @@ pub(crate) struct PlanArgs {
     /// Side of the images [default: the set's]
     #[arg(long, value_name = "H")]
     image: Option<usize>,
+    /// Predict the scaling to N ranks: bytes to reduce, buckets, what of their all-reduce is exposed
+    #[arg(long, value_name = "N", requires = "link", requires = "step_ms", conflicts_with_all = ["graph", "memory", "fusion", "batch", "image"],
+          value_parser = clap::value_parser!(u32).range(2..))]
+    world_size: Option<u32>,
+    /// Bus bandwidth between ranks, as 450GB/s (bytes) or 400Gb/s (bits)
+    #[arg(long, value_name = "RATE", requires = "world_size")]
+    link: Option<Bandwidth>,
+    /// Latency of an all-reduce; 20us in a node and 50us over nodes are usual
+    #[arg(long, value_name = "TIME", requires = "world_size", default_value = "20us")]
+    latency: Latency,
+    /// A rank's step without communication in milliseconds, as `retort bench` measures it
+    #[arg(long, value_name = "X", requires = "world_size")]
+    step_ms: Option<f64>,
     #[command(flatten)]
     edits: Edits,
 }
@@ -46,6 +66,12 @@ enum FusionArg {
 }
 
 pub(crate) fn run(args: &PlanArgs, terminal: &Terminal) -> Result<Exit, CliError> {
+    if let (Some(world_size), Some(Bandwidth(bytes_per_s)), Some(step_ms)) = (args.world_size, args.link, args.step_ms)
+    {
+        let link = Link { latency_s: args.latency.0, bytes_per_s };
+        let options = ScalingOptions { world_size: world_size as usize, link, step_ms };
+        return scaling(args, options, terminal);
+    }
     let batch = |n| [format!("train.global_batch={n}"), format!("train.micro_batch={n}")];
     let more: Vec<String> = args.batch.map(batch).into_iter().flatten().collect();
     let loaded = args.edits.load_with(&args.recipe, &more)?;
@@ -56,7 +82,7 @@ pub(crate) fn run(args: &PlanArgs, terminal: &Terminal) -> Result<Exit, CliError
     // What a GPU would need is that of the recipe as it runs.
     let as_run = args.image.is_none() && args.fusion == FusionArg::Full;
     let footprint = (args.memory && as_run).then(|| train::footprint(&loaded)).and_then(Result::ok);
-    let plan = train::plan_of(loaded, PlanOptions { fusion, image: args.image })?;
+    let plan = train::plan_of(loaded, PlanOptions { fusion, image: args.image, bucket_bytes: None })?;
     let text = match (args.graph, args.memory) {
         (true, _) => plan.graph.to_string(),
         (false, true) => {
@@ -72,5 +98,15 @@ pub(crate) fn run(args: &PlanArgs, terminal: &Terminal) -> Result<Exit, CliError
         (false, false) => plan.to_string(),
     };
     terminal.print(text.trim_end())?;
+    Ok(Exit::Done)
+}
+
+fn scaling(args: &PlanArgs, options: ScalingOptions, terminal: &Terminal) -> Result<Exit, CliError> {
+    if !(options.step_ms > 0.0 && options.step_ms.is_finite()) {
+        let what =
+            format!("--step-ms: expected milliseconds above 0, got {}; `retort bench` measures them", options.step_ms);
+        return Err(CliError::Usage(what));
+    }
+    terminal.print(train::scaling_of(args.edits.load(&args.recipe)?, options)?)?;
     Ok(Exit::Done)
 }

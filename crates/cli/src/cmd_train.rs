@@ -106,12 +106,7 @@ pub(crate) fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Exit, CliErro
     Ok(launch::as_rank(&joined, || train(args, terminal, loaded?, Some(joined.clone()))))
 }
 
-fn train(
-    args: &TrainArgs,
-    terminal: &Terminal,
-    loaded: Loaded,
-    joined: Option<Arc<Joined>>,
-) -> Result<Exit, CliError> {
+fn train(args: &TrainArgs, terminal: &Terminal, loaded: Loaded, joined: Option<Arc<Joined>>) -> Result<Exit, CliError> {
     let leads = joined.as_ref().is_none_or(|j| j.rank == 0);
     if joined.is_none() {
         Device::choose(args.device, loaded.recipe.train.precision)?;

@@ -2,8 +2,8 @@
 
 use std::io;
 use thiserror::Error;
-use train::{Exit, TrainError};
 use train::recipe_parse::RecipeError;
+use train::{Exit, TrainError};
 
 #[derive(Debug, Error)]
 pub(crate) enum CliError {

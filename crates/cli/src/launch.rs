@@ -4,8 +4,8 @@ use crate::error::CliError;
 use crate::exit_code;
 use clap::{Args, ValueEnum};
 use comm::Choice;
-use comm::discover::{Environment, Explicit, Place, discover};
 use comm::Parent;
+use comm::discover::{Environment, Explicit, Place, discover};
 use std::io::IsTerminal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -66,8 +66,11 @@ impl LaunchArgs {
             terminal: std::io::stdin().is_terminal(),
         };
         let pmix = || comm::pmix::ask().ok();
-        discover(&Environment::of_process(), &explicit, &pmix)
-            .map_err(|e| CliError::Ranks { exit: Exit::of_code(e.code()), text: e.to_string(), said: false })
+        discover(&Environment::of_process(), &explicit, &pmix).map_err(|e| CliError::Ranks {
+            exit: Exit::of_code(e.code()),
+            text: e.to_string(),
+            said: false,
+        })
     }
 }
 

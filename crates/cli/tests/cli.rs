@@ -155,3 +155,29 @@ fn a_reader_that_goes_away_is_no_error() {
         assert_eq!((done.status.code(), String::from_utf8_lossy(&done.stderr).into_owned()), (Some(0), String::new()));
     }
 }
+
+#[test]
+fn a_plan_predicts_the_scaling_of_a_recipe() {
+    let folder = with_recipe(RECIPE);
+    let plan = |args: &[&str]| retort_in(folder.path(), &[&["plan", "recipe.toml", "-b", "64"], args].concat());
+    let shown = plan(&["--world-size", "4", "--link", "400Gb/s", "--latency", "50us", "--step-ms", "12.5"]);
+    assert_eq!((shown.code, shown.err.as_str()), (0, ""));
+    for part in
+        ["4 ranks, micro-batches of 16", "t = 50 µs + 2 (4 − 1) / 4 × bytes / 50 GB/s", "ready after", "efficiency"]
+    {
+        assert!(shown.out.contains(part), "no {part} in {}", shown.out);
+    }
+    let cases: [(&[&str], &str); 6] = [
+        (&["--world-size", "4", "--link", "450", "--step-ms", "1"], "400Gb/s"),
+        (&["--world-size", "4", "--link", "45GB/s", "--latency", "20", "--step-ms", "1"], "20us"),
+        (&["--world-size", "1", "--link", "45GB/s", "--step-ms", "1"], "2.."),
+        (&["--world-size", "4", "--link", "45GB/s"], "--step-ms"),
+        (&["--world-size", "4", "--link", "45GB/s", "--step-ms", "0"], "milliseconds above 0"),
+        (&["--world-size", "7", "--link", "45GB/s", "--step-ms", "1"], "not divisible by world_size 7"),
+    ];
+    for (args, expected) in cases {
+        let ran = plan(args);
+        assert_eq!((ran.code, ran.out.as_str()), (64, ""), "{args:?}: {}", ran.err);
+        assert!(ran.err.contains(expected), "{args:?}: {}", ran.err);
+    }
+}

@@ -81,7 +81,7 @@ fn unequal_lengths_keep_their_order_and_size() {
         assert_eq!(all, right);
     }
     let nothing = run(world(2), |c| c.all_gather_varied(&[]).unwrap());
-    assert!(nothing.iter().all(|all| *all == [vec![], vec![]]));
+    assert!(nothing.iter().all(|all| *all == [Vec::<u8>::new(), Vec::new()]));
 }
 
 #[test]

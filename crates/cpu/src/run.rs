@@ -68,6 +68,7 @@ pub(crate) fn run<T: Real>(op: &Op, io: &mut Io<'_>) {
         Op::GradNorm { grads } => update::grad_norm::<T>(io, *grads),
         Op::Accumulate => elementwise::accumulate::<T>(io),
         Op::Sgd(args) => update::sgd::<T>(io, args),
+        Op::Lars(args) => update::lars::<T>(io, args),
         Op::Ema { pairs: _, decay } => update::ema::<T>(io, *decay),
         Op::BnRunning { momentum, layers } => update::bn_running::<T>(io, *momentum, layers),
         Op::Assign { state: _ } => update::assign::<T>(io),

@@ -4,7 +4,7 @@
 
 use crate::elementwise::{BLOCK, for_block_pairs, for_blocks, sum};
 use crate::io::{Io, Real};
-use graph::{BnRunningLayer, SgdArgs, SlotId};
+use graph::{BnRunningLayer, LarsArgs, SgdArgs, SlotId};
 
 /// gradients and loss values → Σ g² over the first `grads`, finite flag. A norm² beyond f64 counts as not finite.
 pub(crate) fn grad_norm<T: Real>(io: &mut Io<'_>, grads: usize) {
@@ -32,6 +32,31 @@ pub(crate) fn sgd<T: Real>(io: &mut Io<'_>, args: &SgdArgs) {
                 let g = clip * g + decay * *w;
                 *m = momentum * *m + g;
                 *w = *w - lr * if args.nesterov { g + momentum * *m } else { *m };
+            }
+        });
+    }
+}
+
+/// finite, gradients; states: parameter, momentum, … See [`LarsArgs`]. Norms are added in f64.
+pub(crate) fn lars<T: Real>(io: &mut Io<'_>, args: &LarsArgs) {
+    if !io.is_finite::<T>(0) {
+        return;
+    }
+    let (lr, momentum) = (io.scalars.get(SlotId::LR), T::of(args.momentum));
+    let norm = |x: &[T]| sum([x], |[x]| x.to_f64() * x.to_f64()).sqrt();
+    let params = args.params.iter().zip(&args.adapts);
+    for (((param, &adapts), states), g) in params.zip(io.states.chunks_exact_mut(2)).zip(&io.inputs[1..]) {
+        let [w, v] = states else { continue };
+        let (w, v, g) = (w.real::<T>(), v.real::<T>(), g.real::<T>());
+        let trust = match (norm(w), norm(g)) {
+            (w, g) if adapts && w > 0.0 && g > 0.0 => args.trust * w / (g + param.weight_decay * w + args.epsilon),
+            _ => 1.0,
+        };
+        let (rate, decay) = (T::of(lr * param.lr_factor * trust), T::of(param.weight_decay));
+        for_block_pairs((w, BLOCK), (v, BLOCK), |i, w, v| {
+            for ((w, v), &g) in w.iter_mut().zip(v).zip(&g[i * BLOCK..]) {
+                *v = momentum * *v + rate * (g + decay * *w);
+                *w = *w - *v;
             }
         });
     }

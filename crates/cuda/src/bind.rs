@@ -331,6 +331,7 @@ fn op(b: &mut Bind<'_>, op: &Op) {
         Op::GradNorm { grads } => update::grad_norm(b, *grads),
         Op::Accumulate => elementwise::accumulate(b),
         Op::Sgd(args) => update::sgd(b, args),
+        Op::Lars(args) => update::lars(b, args),
         Op::Ema { pairs: _, decay } => update::ema(b, *decay),
         Op::BnRunning { momentum, layers } => update::bn_running(b, *momentum, layers),
         Op::Assign { state: _ } => update::assign(b),

@@ -2,7 +2,7 @@
 
 use crate::bind::{Address, Bind, Blocks, Command, Kernel, Operand, Tensor};
 use bytemuck::{Pod, Zeroable, bytes_of};
-use graph::{BnRunningLayer, SgdArgs, SlotId};
+use graph::{BnRunningLayer, LarsArgs, SgdArgs, SlotId};
 use tensor::Dtype;
 
 /// Elements of a block of the norm, which only reads, and of SGD and averages.
@@ -142,6 +142,71 @@ pub(crate) fn sgd(b: &mut Bind<'_>, args: &SgdArgs) {
         pad: 0,
     };
     b.kernel("opt_sgd", Blocks::line(table.len(), 256), &launch);
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct LarsChunk {
+    w: Address,
+    v: Address,
+    g: Address,
+    lr_factor: f64,
+    decay: f64,
+    first: u32,
+    partials: u32,
+    n: u32,
+    adapts: u32,
+}
+const _: () = assert!(size_of::<LarsChunk>() == 56);
+
+/// Bytes of a chunk's sums of squares, of weights and gradients.
+const LARS_PARTIAL: usize = 16;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct LarsLaunch {
+    chunks: Address,
+    partials: Address,
+    finite: Address,
+    scalars: Address,
+    trust: f64,
+    epsilon: f64,
+    momentum: f32,
+    lr_slot: u32,
+}
+const _: () = assert!(size_of::<LarsLaunch>() == 56);
+
+/// finite, gradients; states: parameter, momentum, … Norms first, then the update, a block a chunk in both.
+pub(crate) fn lars(b: &mut Bind<'_>, args: &LarsArgs) {
+    let mut table: Vec<LarsChunk> = Vec::new();
+    for (i, (param, &adapts)) in args.params.iter().zip(&args.adapts).enumerate() {
+        let elements = b.state(2 * i).elements();
+        let [w, v, g] = [b.state(2 * i), b.state(2 * i + 1), b.input(1 + i)].map(f32_address);
+        let (begin, partials) = (size(table.len()), size(elements.div_ceil(CHUNK)));
+        table.extend(chunks(elements, CHUNK).map(|(first, n)| LarsChunk {
+            w: element(w, first),
+            v: element(v, first),
+            g: element(g, first),
+            lr_factor: param.lr_factor,
+            decay: param.weight_decay,
+            first: begin,
+            partials,
+            n,
+            adapts: adapts.into(),
+        }));
+    }
+    let launch = LarsLaunch {
+        chunks: b.table(&table),
+        partials: b.scratch(0, table.len() * LARS_PARTIAL),
+        finite: f32_address(b.input(0)),
+        scalars: b.scalars(),
+        trust: args.trust,
+        epsilon: args.epsilon,
+        momentum: args.momentum as f32,
+        lr_slot: SlotId::LR.0,
+    };
+    b.kernel("opt_lars_norms", Blocks::line(table.len(), 256), &launch);
+    b.kernel("opt_lars", Blocks::line(table.len(), 256), &launch);
 }
 
 #[repr(C)]

@@ -135,7 +135,8 @@ pub fn gradient(graph: &mut Graph, id: NodeId, flow: &Cotangents, wants: &[bool]
         | Op::MaxPoolGrad { .. } => {}
         Op::AvgPoolGrad { .. } | Op::GlobalAvgPoolGrad { .. } | Op::RowLossGrad { .. } | Op::RowLosses(_) => {}
         Op::SquaredErrorGrad { .. } | Op::Reduce | Op::Carry | Op::GradNorm { .. } | Op::Accumulate => {}
-        Op::Sgd(_) | Op::Ema { .. } | Op::BnRunning { .. } | Op::Assign { .. } | Op::ScatterRows { .. } => {}
+        Op::Sgd(_) | Op::Lars(_) | Op::Ema { .. } | Op::BnRunning { .. } => {}
+        Op::Assign { .. } | Op::ScatterRows { .. } => {}
     }
     grads
 }

@@ -153,7 +153,8 @@ pub fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Outputs, Stri
         Op::Carry => same(0),
         Op::GradNorm { .. } => Ok(vec![(Shape::new(&[]), acc), (Shape::new(&[]), acc)]),
         Op::Accumulate => equal(at(0), at(1)).map(|()| vec![(at(0), dtype(0))]),
-        Op::Sgd(_) | Op::Ema { .. } | Op::BnRunning { .. } | Op::Assign { .. } | Op::ScatterRows { .. } => Ok(vec![]),
+        Op::Sgd(_) | Op::Lars(_) | Op::Ema { .. } | Op::BnRunning { .. } => Ok(vec![]),
+        Op::Assign { .. } | Op::ScatterRows { .. } => Ok(vec![]),
     }
 }
 
@@ -190,6 +191,7 @@ fn arity(op: &Op) -> (usize, usize) {
         Op::RowLoss(term) | Op::RowLossGrad { term, .. } => (term.operands(), term.operands()),
         Op::Concat { .. } | Op::RowLosses(_) | Op::GradNorm { .. } | Op::Ema { .. } | Op::BnRunning { .. } => (1, ANY),
         Op::Sgd(args) => (2 + args.params.len(), 2 + args.params.len()),
+        Op::Lars(args) => (1 + args.params.len(), 1 + args.params.len()),
     }
 }
 

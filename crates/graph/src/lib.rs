@@ -21,8 +21,8 @@ pub use graph::{
 pub use infer::{conv_out, infer};
 pub use loss::{Commit, Loss, LossTerm, Losses, Measure, Monitor};
 pub use op::{
-    Axis, Binary, BnArgs, BnRunningLayer, ConvArgs, Divisor, ImageArgs, MatmulArgs, Op, PoolArgs, SgdArgs, SgdParam,
-    StatsSource, Unary, Weight,
+    Axis, Binary, BnArgs, BnRunningLayer, ConvArgs, Divisor, ImageArgs, LarsArgs, MatmulArgs, Op, PoolArgs, SgdArgs,
+    SgdParam, StatsSource, Unary, Weight,
 };
 pub use row::{MaskRule, RowKind, RowMask, RowTable, RowTableTerm, RowTerm, RowView, Side, Target, Temperature};
 pub use verify::{GraphError, verify};

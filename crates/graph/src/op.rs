@@ -149,6 +149,21 @@ pub struct SgdArgs {
     pub clip_norm: Option<f64>,
 }
 
+/// LARS over many tensors at once: You, Gitman, Ginsburg 2017, arXiv:1708.03888, algorithm 1.
+/// v ← μ·v + r·lr·(g + wd·w); w ← w − v, with r = η‖w‖ / (‖g‖ + wd·‖w‖ + ε) over the tensor; r = 1 where ‖w‖ or ‖g‖ is 0, and for
+/// tensors that are not adapted. The rate is part of the momentum, so that a change of it acts on new gradients alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LarsArgs {
+    pub params: Vec<SgdParam>,
+    /// Whether the rate of a parameter is adapted, in the order of `params`.
+    pub adapts: Vec<bool>,
+    pub momentum: f64,
+    /// η, the trust coefficient.
+    pub trust: f64,
+    /// ε
+    pub epsilon: f64,
+}
+
 /// An op. Inputs and outputs are listed in order; `[..]` marks what may be absent.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
@@ -357,6 +372,8 @@ pub enum Op {
     Accumulate,
     /// norm², finite, then a gradient per parameter
     Sgd(Box<SgdArgs>),
+    /// finite, then a gradient per parameter
+    Lars(Box<LarsArgs>),
     /// finite → ema ← d·ema + (1 − d)·source, d in a slot
     Ema {
         pairs: Vec<(StateId, StateId)>,
@@ -392,11 +409,20 @@ impl Op {
     /// States that the op reads and writes in place, in the order that executors hand them over.
     pub fn states(&self) -> Vec<StateId> {
         match self {
-            Op::Sgd(args) => args.params.iter().flat_map(|p| [p.param, p.momentum]).collect(),
+            Op::Sgd(_) | Op::Lars(_) => self.trained().iter().flat_map(|p| [p.param, p.momentum]).collect(),
             Op::Ema { pairs, .. } => pairs.iter().flat_map(|&(ema, source)| [ema, source]).collect(),
             Op::BnRunning { layers, .. } => layers.iter().flat_map(|l| [l.mean, l.var]).collect(),
             Op::Assign { state } | Op::ScatterRows { state } => vec![*state],
             _ => vec![],
+        }
+    }
+
+    /// The parameters that an optimizer moves; none for other ops.
+    pub fn trained(&self) -> &[SgdParam] {
+        match self {
+            Op::Sgd(args) => &args.params,
+            Op::Lars(args) => &args.params,
+            _ => &[],
         }
     }
 }

@@ -71,6 +71,7 @@ impl Op {
             Op::GradNorm { .. } => "grad_norm",
             Op::Accumulate => "accumulate",
             Op::Sgd(_) => "sgd",
+            Op::Lars(_) => "lars",
             Op::Ema { .. } => "ema",
             Op::BnRunning { .. } => "bn_running",
             Op::Assign { .. } => "assign",
@@ -125,6 +126,7 @@ impl Display for Op {
             Op::Sgd(args) => {
                 write!(f, "({} tensors{})", args.params.len(), if args.nesterov { ", nesterov" } else { "" })
             }
+            Op::Lars(args) => write!(f, "({} tensors)", args.params.len()),
             Op::Ema { pairs, .. } => write!(f, "({} tensors)", pairs.len()),
             Op::BnRunning { layers, .. } => write!(f, "({} layers)", layers.len()),
             _ => Ok(()),

@@ -30,9 +30,9 @@ pub fn cost(graph: &Graph, node: &Node) -> Cost {
         Op::ConvWgrad { conv, .. } => {
             cost.read -= bytes(&node.inputs[0]) - touched(graph, node.inputs[0], node.outputs[0], *conv);
         }
-        Op::Sgd(args) => {
+        Op::Sgd(_) | Op::Lars(_) => {
             let each = |f: fn(&graph::SgdParam) -> graph::StateId| -> u64 {
-                args.params.iter().map(|p| graph.state(f(p)).shape.elements() as u64).sum()
+                node.op.trained().iter().map(|p| graph.state(f(p)).shape.elements() as u64).sum()
             };
             let (params, momenta) = (each(|p| p.param), each(|p| p.momentum));
             cost.read += 4 * (params + momenta);

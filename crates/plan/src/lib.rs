@@ -25,7 +25,7 @@ pub use cost::{Cost, cost};
 pub use differentiate::differentiate;
 pub use fuse::{Fusion, fuse};
 pub use lower::{Arg, Launch, Plan, lower};
-pub use optimize::{OptimizerArgs, optimize};
+pub use optimize::{Lars, OptimizerArgs, optimize};
 pub use order::order;
 pub use place::{Arena, Layout, Loc, Placement, StateEntry, StateTable, Storage, place};
 pub use print::summary;

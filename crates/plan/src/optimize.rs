@@ -1,14 +1,23 @@
-//! optimize: appends the update of every phase: reductions, gradient norm and finite flag, SGD, running statistics,
+//! optimize: appends the update of every phase: reductions, gradient norm and finite flag, SGD or LARS, running statistics,
 //! commits of a method's state, and after the last phase the moving average of the weights.
 //!
 //! In: a differentiated graph. Out: the same body without nodes that nobody reads, and updates. New state: momenta, EMA.
 
 use crate::step::{Grad, Phase, StepGraph};
 use graph::{
-    Axis, BnRunningLayer, Commit, Graph, Init, Node, Op, Place, Section, SgdArgs, SgdParam, SlotId, Source, State,
-    StateId, StateKind, ValueId,
+    Axis, BnRunningLayer, Commit, Graph, Init, LarsArgs, Node, Op, Place, Section, SgdArgs, SgdParam, SlotId, Source,
+    State, StateId, StateKind, ValueId,
 };
 use spec::Decay;
+
+/// What LARS has beyond SGD: see [`LarsArgs`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lars {
+    pub trust: f64,
+    pub epsilon: f64,
+    /// Whether the rates of batch-norm scales and shifts and of biases are adapted too.
+    pub adapt_bn_bias: bool,
+}
 
 /// Optimizer constants of a recipe.
 #[derive(Clone, Debug)]
@@ -18,7 +27,10 @@ pub struct OptimizerArgs {
     pub weight_decay: f64,
     /// Whether batch-norm scales and shifts and all biases decay too (published code does).
     pub decay_bn_bias: bool,
+    /// Of SGD.
     pub clip_norm: Option<f64>,
+    /// LARS takes the place of SGD.
+    pub lars: Option<Lars>,
     /// Whether a moving average of the weights is kept.
     pub ema: bool,
     /// Of running statistics.
@@ -34,6 +46,7 @@ impl Default for OptimizerArgs {
             weight_decay,
             decay_bn_bias: true,
             clip_norm: None,
+            lars: None,
             ema: false,
             bn_momentum,
         }
@@ -64,8 +77,14 @@ pub fn optimize(step: &StepGraph, args: &OptimizerArgs, keep_outputs: bool) -> S
         phase.norm = Some([norm[0], norm[1]]);
         if !params.is_empty() {
             let OptimizerArgs { momentum, nesterov, clip_norm, .. } = *args;
-            let sgd = SgdArgs { params, momentum, nesterov, clip_norm };
-            update.push(Op::Sgd(Box::new(sgd)), &[&norm[..], &grads[..]].concat(), "update/sgd");
+            if let Some(Lars { trust, epsilon, adapt_bn_bias }) = args.lars {
+                let adapts = params.iter().map(|p| adapt_bn_bias || !update.is_vector(p.param)).collect();
+                let lars = LarsArgs { params, adapts, momentum, trust, epsilon };
+                update.push(Op::Lars(Box::new(lars)), &[&norm[1..], &grads[..]].concat(), "update/lars");
+            } else {
+                let sgd = SgdArgs { params, momentum, nesterov, clip_norm };
+                update.push(Op::Sgd(Box::new(sgd)), &[&norm[..], &grads[..]].concat(), "update/sgd");
+            }
         }
         update.running(&uses, norm[1], args.bn_momentum);
         update.commits(&phase.losses.commits, norm[1]);
@@ -141,7 +160,7 @@ impl Update<'_> {
             };
             let range = &phase.trains[range];
             let momentum = self.state_like(param, &range.momentum, StateKind::Momentum);
-            let vector = self.graph.state(param).shape.dims().len() < 2;
+            let vector = self.is_vector(param);
             let layer = name.rsplit_once('.').map_or(&name[..], |(layer, _)| layer);
             let in_bn = self.graph.find_state(&format!("{layer}.running_var")).is_some();
             let decays = (!vector || args.decay_bn_bias) && (!in_bn || range.decay == Decay::All);
@@ -153,6 +172,11 @@ impl Update<'_> {
             _ => *value,
         });
         made.into_iter().unzip()
+    }
+
+    /// Scales and shifts of batch norms, and biases.
+    fn is_vector(&self, param: StateId) -> bool {
+        self.graph.state(param).shape.dims().len() < 2
     }
 
     fn state_like(&mut self, of: StateId, prefix: &str, kind: StateKind) -> StateId {
@@ -207,9 +231,8 @@ impl Update<'_> {
         let mut sources: Vec<StateId> = nodes
             .iter()
             .flat_map(|n| match &n.op {
-                Op::Sgd(args) => args.params.iter().map(|p| p.param).collect::<Vec<_>>(),
-                Op::BnRunning { layers, .. } => layers.iter().flat_map(|l| [l.mean, l.var]).collect(),
-                _ => vec![],
+                Op::BnRunning { layers, .. } => layers.iter().flat_map(|l| [l.mean, l.var]).collect::<Vec<_>>(),
+                op => op.trained().iter().map(|p| p.param).collect(),
             })
             .collect();
         sources.sort();

@@ -182,10 +182,9 @@ pub fn place(
 /// States in the order of the optimizer first, so that a range of parameters is a slice.
 fn locate_states(graph: &Graph, storage: Storage, table: &mut StateTable) -> Vec<Loc> {
     for node in &graph.nodes {
-        if let Op::Sgd(args) = &node.op {
-            for state in args.params.iter().map(|p| p.param).chain(args.params.iter().map(|p| p.momentum)) {
-                table.locate(graph, state, storage);
-            }
+        let params = node.op.trained();
+        for state in params.iter().map(|p| p.param).chain(params.iter().map(|p| p.momentum)) {
+            table.locate(graph, state, storage);
         }
     }
     (0..graph.states.len()).map(|i| table.locate(graph, StateId(i as u32), storage)).collect()

@@ -54,6 +54,8 @@ pub struct PlanOptions {
     pub fusion: Fusion,
     /// Side of the images, if not the data set's.
     pub image: Option<usize>,
+    /// Gradient bytes after which a bucket is closed, if not the trainer's.
+    pub bucket_bytes: Option<usize>,
 }
 
 /// The plan of a recipe's full training step. Without its data, as far as the recipe says what they are.
@@ -77,6 +79,7 @@ pub fn plan_of(loaded: Loaded, options: PlanOptions) -> Result<Plan, TrainError>
         Err(other) => return Err(other),
     };
     compile.options.fusion = options.fusion;
+    compile.options.bucket_bytes = options.bucket_bytes.unwrap_or(compile.options.bucket_bytes);
     if let Some(side) = options.image {
         let [h, w, _] = &mut model.setting.image;
         (*h, *w) = (side, side);

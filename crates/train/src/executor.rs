@@ -106,12 +106,7 @@ pub trait Executor: Sized + 'static {
     }
 
     /// Gives every rank what all carried: `slots` are each rank's places, in the order of ranks.
-    fn share_carry(
-        &mut self,
-        comm: &dyn Communicator,
-        plan: &Plan,
-        slots: &[Range<usize>],
-    ) -> Result<(), TrainError> {
+    fn share_carry(&mut self, comm: &dyn Communicator, plan: &Plan, slots: &[Range<usize>]) -> Result<(), TrainError> {
         on_host::share_carry(self, comm, plan, slots)
     }
 

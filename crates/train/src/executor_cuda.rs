@@ -70,12 +70,7 @@ impl Executor for cuda::Executor {
         Ok(self.share_parts(own, owners, len)?)
     }
 
-    fn share_carry(
-        &mut self,
-        comm: &dyn Communicator,
-        plan: &Plan,
-        slots: &[Range<usize>],
-    ) -> Result<(), TrainError> {
+    fn share_carry(&mut self, comm: &dyn Communicator, plan: &Plan, slots: &[Range<usize>]) -> Result<(), TrainError> {
         if !self.is_joined() {
             return on_host::share_carry(self, comm, plan, slots);
         }

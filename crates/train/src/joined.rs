@@ -8,8 +8,8 @@ use comm::meeting::{By, MeetingLimits, Met, meet};
 use comm::member::Member;
 use comm::mpi::{self, Mpi};
 use comm::progress::{Phase, Progress};
-use comm::{Parent, Watch, WatchSettings, Watched};
 use comm::{Communicator, Launcher, Shared};
+use comm::{Parent, Watch, WatchSettings, Watched};
 use spec::Precision;
 use std::fmt::{self, Debug, Formatter};
 use std::path::{Path, PathBuf};
@@ -83,6 +83,10 @@ impl Joined {
             Ok(Device::Cpu) => member.device = "cpu".to_string(),
             Err(why) => member.trouble = member.trouble.or(Some((PREFLIGHT, why.to_string()))),
         }
+        if place.rank == 0 {
+            // The meeting keeps its own folder private, but not the run's.
+            std::fs::create_dir_all(run_dir).map_err(|e| JoinError::own(IO, format!("{}: {e}", run_dir.display())))?;
+        }
         let mpi = over_mpi(&place, &environment)?.map(Rc::new);
         let (by, words) = meeting_place(&place, run_dir, &environment, mpi.as_ref())?;
         let meeting_limits = MeetingLimits {
@@ -91,8 +95,11 @@ impl Joined {
             share_gpu: shares_gpu(&environment),
             ..MeetingLimits::default()
         };
-        let Met { members, links, world } = meet(member, &place.job, by, &meeting_limits)
-            .map_err(|e| JoinError { code: e.code(), text: e.to_string(), said: e.said() })?;
+        let Met { members, links, world } = meet(member, &place.job, by, &meeting_limits).map_err(|e| JoinError {
+            code: e.code(),
+            text: e.to_string(),
+            said: e.said(),
+        })?;
         let progress = Arc::new(Progress::new());
         let samples = Arc::new(Samples::new());
         let names = samples.clone();
@@ -217,6 +224,7 @@ impl Joined {
     }
 }
 
+const IO: u8 = 74;
 const PREFLIGHT: u8 = 78;
 const USAGE: u8 = 64;
 
@@ -276,8 +284,10 @@ fn describe_gpu(ordinal: usize, member: &mut Member) {
 
 /// MPI, where a launcher of MPI started this process and the plugin is there.
 fn over_mpi(place: &Place, environment: &Environment) -> Result<Option<Mpi>, JoinError> {
-    let launched =
-        matches!(place.launcher, Launcher::OpenMpi | Launcher::Pmi | Launcher::Mvapich2 | Launcher::Pals | Launcher::Pmix);
+    let launched = matches!(
+        place.launcher,
+        Launcher::OpenMpi | Launcher::Pmi | Launcher::Mvapich2 | Launcher::Pals | Launcher::Pmix
+    );
     if !launched {
         return Ok(None);
     }

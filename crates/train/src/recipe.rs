@@ -171,15 +171,28 @@ pub struct OptimizerSection {
     /// Coupled: added to the gradient. Default 0.
     #[serde(default)]
     pub weight_decay: f64,
-    /// Whether batch-norm scales and shifts and all biases decay too. Default true, as the published code does.
+    /// Whether batch-norm scales and shifts and all biases decay too. Default true, as the published code does; with `lars` the value of
+    /// `adapt_bn_bias`.
     #[serde(default = "yes")]
     pub decay_bn_bias: bool,
+    /// Only for `lars`: η of the trust ratio. Default 0.001.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_coefficient: Option<f64>,
+    /// Only for `lars`: ε in the divisor of the trust ratio. Default 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epsilon: Option<f64>,
+    /// Only for `lars`: whether the rates of batch-norm scales and shifts and of biases are adapted too. Default false, as in MLPerf.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapt_bn_bias: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerName {
     Sgd,
+    /// A rate per tensor, for large batches: You, Gitman, Ginsburg 2017, arXiv:1708.03888. The rate is part of the momentum, as in the
+    /// paper and in MLPerf, where `sgd` applies it afterwards.
+    Lars,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -278,15 +291,49 @@ impl Recipe {
     }
 }
 
+impl Recipe {
+    /// Where the learning rate comes from, with its figures, and its warm-up.
+    pub fn lr_rule(&self) -> String {
+        let rule = self.optimizer.base_lr(self.train.global_batch).1;
+        match self.schedule.warmup_epochs {
+            0 => rule,
+            1 => format!("{rule}, warm-up over 1 epoch"),
+            n => format!("{rule}, warm-up over {n} epochs"),
+        }
+    }
+}
+
 impl OptimizerSection {
-    /// The base learning rate of a global batch, and the rule in words.
+    /// The base learning rate of a global batch, and the rule in words: the linear scaling rule of Goyal et al. 2017, arXiv:1706.02677,
+    /// where the rate is given per 256.
     pub fn base_lr(&self, global_batch: usize) -> (f64, String) {
         match (self.lr, self.lr_per_256) {
             (_, Some(per)) => {
                 let lr = per * global_batch as f64 / 256.0;
-                (lr, format!("lr {lr} = {per} × global_batch {global_batch} / 256"))
+                // Without what binary fractions leave in the last places.
+                let shown = (lr * 1e9).round() / 1e9;
+                (lr, format!("lr {per} per 256 × {global_batch} = {shown}"))
             }
             (lr, None) => (lr.unwrap_or_default(), format!("lr {}", lr.unwrap_or_default())),
+        }
+    }
+
+    /// What LARS has beyond SGD; none for SGD.
+    pub(crate) fn lars(&self) -> Option<plan::Lars> {
+        (self.name == OptimizerName::Lars).then(|| plan::Lars {
+            trust: self.trust_coefficient.unwrap_or(0.001),
+            epsilon: self.epsilon.unwrap_or(0.0),
+            adapt_bn_bias: self.adapt_bn_bias.unwrap_or(false),
+        })
+    }
+
+    /// Writes out the defaults that hold for LARS alone. `decay_given`: the recipe says whether batch norms and biases decay.
+    pub(crate) fn resolve(&mut self, decay_given: Option<bool>) {
+        if let Some(lars) = self.lars() {
+            self.trust_coefficient = Some(lars.trust);
+            self.epsilon = Some(lars.epsilon);
+            self.adapt_bn_bias = Some(lars.adapt_bn_bias);
+            self.decay_bn_bias = decay_given.unwrap_or(lars.adapt_bn_bias);
         }
     }
 }

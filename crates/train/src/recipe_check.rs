@@ -2,8 +2,8 @@
 
 use super::Loaded;
 use super::recipe_error::{RecipeError, nearest};
-use crate::recipe::{Augment, Recipe};
-use crate::schedule::ScheduleName;
+use crate::recipe::{Augment, OptimizerName, Recipe};
+use crate::schedule::{Schedule, ScheduleName};
 use nets::{NetError, NetworkSpec};
 use toml_edit::{DocumentMut, Item};
 
@@ -13,10 +13,13 @@ const SETS: [&str; 6] = ["fashion", "cifar10", "cifar100", "folder", "packed", "
 type Rule = (&'static str, bool, &'static str);
 
 impl Loaded {
-    /// Everything that can be checked without data and ranks; writes the network's own defaults out.
+    /// Everything that can be checked without data and ranks; writes out the defaults of the network and of LARS.
     pub(super) fn check(&mut self, document: &DocumentMut) -> Result<(), RecipeError> {
+        let decay = document.get("optimizer").and_then(|o| o.get("decay_bn_bias")).and_then(Item::as_bool);
+        self.recipe.optimizer.resolve(decay);
         let recipe = &self.recipe;
-        let rules = [counts(recipe), numbers(recipe), combinations(recipe)].concat();
+        let rules =
+            [counts(recipe), numbers(recipe), combinations(recipe), of_lars(recipe), of_polynomial(recipe)].concat();
         if let Some((key, _, expected)) = rules.into_iter().find(|rule| !rule.1) {
             let item = key.split('.').try_fold(document.as_item(), |item, part| item.get(part));
             let got = item.and_then(Item::as_value).map(|v| format!(", got {}", v.clone().decorated("", "")));
@@ -104,7 +107,11 @@ fn numbers(r: &Recipe) -> Vec<Rule> {
     vec![
         ("ranks.rendezvous_s", seconds(limits.rendezvous_s), SECONDS),
         ("ranks.heartbeat_s", seconds(limits.heartbeat_s), SECONDS),
-        ("ranks.hang_s", limits.hang_s <= 1e6 && limits.hang_s >= 3.0 * limits.heartbeat_s, "three heartbeats or more; 60 is the default"),
+        (
+            "ranks.hang_s",
+            limits.hang_s <= 1e6 && limits.hang_s >= 3.0 * limits.heartbeat_s,
+            "three heartbeats or more; 60 is the default",
+        ),
         ("ranks.slow_phase_s", seconds(limits.slow_phase_s), SECONDS),
         ("optimizer.lr", o.lr.is_none_or(positive), RATE),
         ("optimizer.lr_per_256", o.lr_per_256.is_none_or(positive), RATE),
@@ -153,5 +160,42 @@ fn combinations(r: &Recipe) -> Vec<Rule> {
         ("data.augment", plain, "\"none\" with data.set = \"features\"; add augment = \"none\" to [data]"),
         ("data.mean", mean.len() == std.len(), "as many values as data.std; give both or neither"),
         ("data.std", finite, "deviations above 0 and finite means; they are of pixels from 0 to 1"),
+    ]
+}
+
+fn of_lars(r: &Recipe) -> Vec<Rule> {
+    const ONLY: &str = "it with name = \"lars\" only; remove the key or set the name";
+    let o = &r.optimizer;
+    let (lars, finite) = (o.name == OptimizerName::Lars, |x: f64| x.is_finite());
+    let (trust, epsilon) = (o.trust_coefficient.unwrap_or(0.001), o.epsilon.unwrap_or(0.0));
+    vec![
+        ("optimizer.trust_coefficient", lars || o.trust_coefficient.is_none(), ONLY),
+        ("optimizer.epsilon", lars || o.epsilon.is_none(), ONLY),
+        ("optimizer.adapt_bn_bias", lars || o.adapt_bn_bias.is_none(), ONLY),
+        ("optimizer.trust_coefficient", trust > 0.0 && finite(trust), "a finite number above 0; 0.001 is the default"),
+        ("optimizer.epsilon", epsilon >= 0.0 && finite(epsilon), "a finite number of at least 0; 0 is the default"),
+        (
+            "optimizer.nesterov",
+            !(lars && o.nesterov),
+            "it with name = \"sgd\" only; LARS has no such form, remove the key",
+        ),
+        (
+            "train.clip_norm",
+            !lars || r.train.clip_norm.is_none(),
+            "it with name = \"sgd\" only; LARS divides by the norm of each gradient, remove the key",
+        ),
+    ]
+}
+
+fn of_polynomial(r: &Recipe) -> Vec<Rule> {
+    const ONLY: &str = "it with name = \"polynomial\" only; remove the key or set the name";
+    let (s, plain) = (&r.schedule, Schedule::default());
+    let polynomial = s.name == ScheduleName::Polynomial;
+    let base = r.optimizer.base_lr(r.train.global_batch).0;
+    vec![
+        ("schedule.power", polynomial || s.power == plain.power, ONLY),
+        ("schedule.end_lr", polynomial || s.end_lr == plain.end_lr, ONLY),
+        ("schedule.power", s.power > 0.0 && s.power.is_finite(), "a finite number above 0; 2 is the default"),
+        ("schedule.end_lr", (0.0..=base).contains(&s.end_lr), "at least 0 and at most the base rate; 0 is the default"),
     ]
 }

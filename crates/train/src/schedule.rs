@@ -13,6 +13,8 @@ pub enum ScheduleName {
     Cosine,
     /// × `gamma` every epoch.
     Exponential,
+    /// (lr − end_lr) (1 − e / E)^power + end_lr, e and E counted after the warm-up. MLPerf's with LARS: power 2, per step.
+    Polynomial,
 }
 
 /// `[schedule]`. Epochs count from 0; a milestone m acts from epoch m on (publications that count from 1 mean the same).
@@ -26,13 +28,25 @@ pub struct Schedule {
     pub gamma: f64,
     /// Linear warm-up per step: lr (1 + step) / (warmup_epochs × steps). Default 0.
     pub warmup_epochs: usize,
-    /// Whether cosine moves every step instead of every epoch. Default false.
+    /// Whether cosine and polynomial move every step instead of every epoch. Default false.
     pub per_step: bool,
+    /// Only for `polynomial`. Default 2.
+    pub power: f64,
+    /// Only for `polynomial`: the rate that it falls to. Default 0.
+    pub end_lr: f64,
 }
 
 impl Default for Schedule {
     fn default() -> Schedule {
-        Schedule { name: ScheduleName::Constant, milestones: vec![], gamma: 0.1, warmup_epochs: 0, per_step: false }
+        Schedule {
+            name: ScheduleName::Constant,
+            milestones: vec![],
+            gamma: 0.1,
+            warmup_epochs: 0,
+            per_step: false,
+            power: 2.0,
+            end_lr: 0.0,
+        }
     }
 }
 
@@ -54,6 +68,8 @@ impl Schedule {
             return base * done / (self.warmup_epochs * at.steps_per_epoch) as f64;
         }
         let epoch = (at.epoch - self.warmup_epochs) as f64;
+        let within = if self.per_step { at.step as f64 / at.steps_per_epoch as f64 } else { 0.0 };
+        let total = at.epochs.saturating_sub(self.warmup_epochs).max(1) as f64;
         match self.name {
             ScheduleName::Constant => base,
             ScheduleName::Step => {
@@ -61,10 +77,10 @@ impl Schedule {
                 base * self.gamma.powi(passed as i32)
             }
             ScheduleName::Exponential => base * self.gamma.powi(epoch as i32),
-            ScheduleName::Cosine => {
-                let within = if self.per_step { at.step as f64 / at.steps_per_epoch as f64 } else { 0.0 };
-                let total = at.epochs.saturating_sub(self.warmup_epochs).max(1) as f64;
-                base / 2.0 * (1.0 + (std::f64::consts::PI * (epoch + within) / total).cos())
+            ScheduleName::Cosine => base / 2.0 * (1.0 + (std::f64::consts::PI * (epoch + within) / total).cos()),
+            ScheduleName::Polynomial => {
+                let left = (1.0 - (epoch + within) / total).max(0.0);
+                (base - self.end_lr) * left.powf(self.power) + self.end_lr
             }
         }
     }
@@ -95,5 +111,20 @@ mod tests {
         // Chapter 3.5: the last of 300 epochs runs at 2.7e-6.
         let long = Moment { epoch: 304, step: 0, steps_per_epoch: 10, epochs: 305 };
         assert!((s.lr(0.1, long) - 2.74e-6).abs() < 1e-8);
+    }
+
+    #[test]
+    fn polynomial_falls_from_the_base_rate_to_its_end() {
+        // MLPerf's closed division: power 2, end 0.0001, after 5 epochs of warm-up.
+        let name = ScheduleName::Polynomial;
+        let s = Schedule { name, warmup_epochs: 5, per_step: true, end_lr: 1e-4, ..Schedule::default() };
+        assert_eq!(s.lr(10.0, at(4, 9)), 10.0);
+        assert_eq!(s.lr(10.0, at(5, 0)), 10.0);
+        // Half of 200 epochs: a quarter of the difference is left. The last step: a 2,000th is left.
+        assert!((s.lr(10.0, at(105, 0)) - (0.25 * (10.0 - 1e-4) + 1e-4)).abs() < 1e-12);
+        assert!((s.lr(10.0, at(204, 9)) - ((10.0 - 1e-4) / 4e6 + 1e-4)).abs() < 1e-12);
+        let by_epoch = Schedule { per_step: false, power: 1.0, ..s };
+        assert_eq!(by_epoch.lr(10.0, at(105, 9)), by_epoch.lr(10.0, at(105, 0)));
+        assert!((by_epoch.lr(10.0, at(155, 0)) - (0.25 * (10.0 - 1e-4) + 1e-4)).abs() < 1e-12);
     }
 }

@@ -134,9 +134,7 @@ impl Session {
         let (train_set, eval_set) = (Arc::new(train_set), Arc::new(eval_set));
         if let Some(joined) = &options.joined {
             let named = train_set.clone();
-            joined.name_samples(Box::new(move |i| {
-                format!("{i} ({})", named.loader.dataset().place(i as usize))
-            }));
+            joined.name_samples(Box::new(move |i| format!("{i} ({})", named.loader.dataset().place(i as usize))));
         }
         let notes = vec![];
         let mut session =
@@ -149,7 +147,7 @@ impl Session {
         let (train, test) = (&self.train_set, &self.eval_set);
         let feed = self.feed(Rank { rank: 0, world: ranks })?;
         let [h, w, c] = self.model.setting.image;
-        let (_, rule) = self.recipe.optimizer.base_lr(self.recipe.train.global_batch);
+        let rule = self.recipe.lr_rule();
         let mut notes = vec![
             format!(
                 "data: {} training and {} {} images of {h}x{w}x{c}, {} classes, sample hash {:016x}",

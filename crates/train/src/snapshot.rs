@@ -31,7 +31,7 @@ fn filed<'a>(entry: &'a StateEntry, written: &HashSet<String>) -> Option<(&'stat
 /// States that training writes or the evaluation head reads.
 fn written<E: Executor>(engine: &Engine<E>) -> HashSet<String> {
     let graph = &engine.plan().graph;
-    let trains = |op: &Op| matches!(op, Op::Sgd(_) | Op::BnRunning { .. });
+    let trains = |op: &Op| matches!(op, Op::Sgd(_) | Op::Lars(_) | Op::BnRunning { .. });
     let states = graph.nodes.iter().filter(|n| trains(&n.op)).flat_map(|n| n.op.states());
     let head = engine.eval.iter().flat_map(|plan| states_read(&plan.graph));
     states.map(|s| graph.state(s).name.clone()).chain(head).collect()

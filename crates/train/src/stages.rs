@@ -39,8 +39,8 @@ pub(crate) fn run(session: &Session, signals: &Signals) -> Result<Outcome, Train
     let base = text.parse::<Table>().map_err(|e| TrainError::Setting(format!("the stored recipe: {e}")))?;
     let names: Vec<&str> = recipe.stage.iter().map(|s| s.name.as_str()).collect();
     if session.leads() {
-        let listed = std::fs::create_dir_all(run_dir)
-            .and_then(|()| std::fs::write(run_dir.join(LIST), names.join("\n") + "\n"));
+        let listed =
+            std::fs::create_dir_all(run_dir).and_then(|()| std::fs::write(run_dir.join(LIST), names.join("\n") + "\n"));
         listed.map_err(|source| session.io("cannot write into", source))?;
     }
     let mut last = None;

@@ -82,6 +82,7 @@ impl Compile {
             weight_decay: o.weight_decay,
             decay_bn_bias: o.decay_bn_bias,
             clip_norm: recipe.train.clip_norm,
+            lars: o.lars(),
             ema: recipe.train.ema_decay.is_some(),
             bn_momentum: 0.1,
         };

@@ -38,7 +38,7 @@ fn compare(name: &str, found: &str) {
 
 fn recipe(name: &str) {
     let loaded = Recipe::load(&root().join(format!("configs/{name}.toml")), &[]).unwrap();
-    let plan = plan_of(loaded, PlanOptions { fusion: Fusion::Full, image: None }).unwrap();
+    let plan = plan_of(loaded, PlanOptions { fusion: Fusion::Full, image: None, bucket_bytes: None }).unwrap();
     compare(name, &plan.to_string());
 }
 

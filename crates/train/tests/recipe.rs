@@ -251,3 +251,62 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn lars_writes_its_defaults_out_and_leaves_batch_norms_alone() {
+    let text = GOOD.replace("name = \"sgd\"", "name = \"lars\"");
+    let loaded = parse(&text, &[]).unwrap();
+    let o = &loaded.recipe.optimizer;
+    assert_eq!((o.trust_coefficient, o.epsilon, o.adapt_bn_bias), (Some(0.001), Some(0.0), Some(false)));
+    assert!(!o.decay_bn_bias);
+    assert!(loaded.annotated().contains("trust_coefficient = 0.001  # default\n"), "{}", loaded.annotated());
+    assert_eq!(parse(&loaded.text, &[]).unwrap().text, loaded.text);
+    // What is written counts, and what is adapted decays.
+    let decay = |sets: &[&str]| parse(&text, sets).unwrap().recipe.optimizer.decay_bn_bias;
+    assert!(decay(&["optimizer.adapt_bn_bias=true"]) && decay(&["optimizer.decay_bn_bias=true"]));
+    assert!(!decay(&["optimizer.adapt_bn_bias=true", "optimizer.decay_bn_bias=false"]));
+    let sgd = parse(GOOD, &[]).unwrap();
+    assert!(sgd.recipe.optimizer.decay_bn_bias && !sgd.text.contains("trust_coefficient"), "{}", sgd.text);
+    for (set, said) in [
+        ("optimizer.nesterov=true", "optimizer.nesterov: expected it with name = \"sgd\" only, got true"),
+        ("train.clip_norm=1.0", "train.clip_norm: expected it with name = \"sgd\" only, got 1.0"),
+        ("optimizer.trust_coefficient=0.0", "optimizer.trust_coefficient: expected a finite number above 0, got 0.0"),
+        ("optimizer.epsilon=-1.0", "optimizer.epsilon: expected a finite number of at least 0, got -1.0"),
+    ] {
+        let shown = fails(&text, &[set]);
+        assert!(shown.contains(said), "{shown}");
+    }
+    for set in ["optimizer.trust_coefficient=0.002", "optimizer.epsilon=0.0", "optimizer.adapt_bn_bias=false"] {
+        let shown = fails(GOOD, &[set]);
+        assert!(shown.contains("expected it with name = \"lars\" only"), "{shown}");
+    }
+}
+
+#[test]
+fn the_rate_and_its_warm_up_are_said_with_their_figures() {
+    let rule = |sets: &[&str]| parse(GOOD, sets).unwrap().recipe.lr_rule();
+    assert_eq!(rule(&[]), "lr 0.1");
+    let scaled = ["optimizer.lr_per_256=0.1", "train.global_batch=1024", "schedule.warmup_epochs=5"];
+    assert_eq!(rule(&scaled), "lr 0.1 per 256 × 1024 = 0.4, warm-up over 5 epochs");
+    let tenths = ["optimizer.lr_per_256=0.1", "train.global_batch=768", "schedule.warmup_epochs=1"];
+    assert_eq!(rule(&tenths), "lr 0.1 per 256 × 768 = 0.3, warm-up over 1 epoch");
+    let (rate, _) = parse(GOOD, &scaled).unwrap().recipe.optimizer.base_lr(1024);
+    assert_eq!(rate, 0.1 * 1024.0 / 256.0);
+}
+
+#[test]
+fn a_polynomial_has_a_power_and_an_end() {
+    let text = GOOD.replace("name = \"step\"\nmilestones = [5, 8]", "name = \"polynomial\"");
+    let schedule = parse(&text, &["schedule.end_lr=0.0001"]).unwrap().recipe.schedule;
+    assert_eq!((schedule.power, schedule.end_lr), (2.0, 1e-4));
+    for (set, said) in [
+        ("schedule.power=0.0", "schedule.power: expected a finite number above 0, got 0.0"),
+        ("schedule.end_lr=0.2", "schedule.end_lr: expected at least 0 and at most the base rate, got 0.2"),
+    ] {
+        assert!(fails(&text, &[set]).contains(said), "{}", fails(&text, &[set]));
+    }
+    for set in ["schedule.power=3.0", "schedule.end_lr=0.01"] {
+        let shown = fails(GOOD, &[set]);
+        assert!(shown.contains("expected it with name = \"polynomial\" only"), "{shown}");
+    }
+}

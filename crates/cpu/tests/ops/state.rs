@@ -69,6 +69,75 @@ fn sgd_matches_torch() {
     }
 }
 
+/// What a plain loop makes of one tensor.
+struct Plain {
+    weights: Vec<f64>,
+    momenta: Vec<f64>,
+}
+
+impl Plain {
+    fn lars(&mut self, g: &[f64], lr: f64, param: &SgdParam, (args, adapts): (&LarsArgs, bool)) {
+        let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let (wn, gn, decay) = (norm(&self.weights), norm(g), param.weight_decay);
+        let mut ratio = args.trust * wn / (gn + decay * wn + args.epsilon);
+        if !adapts || wn == 0.0 || gn == 0.0 {
+            ratio = 1.0;
+        }
+        for ((w, v), g) in self.weights.iter_mut().zip(&mut self.momenta).zip(g) {
+            *v = args.momentum * *v + ratio * lr * param.lr_factor * (g + decay * *w);
+            *w -= *v;
+        }
+    }
+}
+
+/// Five tensors over three steps of falling rate: decayed and not, adapted and not, of zero weights, of zero gradients.
+fn lars_against_loops<T: Real>(limit: f64, epsilon: f64) {
+    let sizes = [70_001, 7, 40, 33, 12];
+    let wave = |i: usize, k: f64| (i as f64 * 0.37 + k).sin();
+    let param = |i: usize| SgdParam {
+        param: StateId(2 * i as u32),
+        momentum: StateId(2 * i as u32 + 1),
+        weight_decay: [5e-2, 0.0, 5e-2, 1e-3, 1e-2][i],
+        lr_factor: [1.0, 1.0, 10.0, 1.0, 1.0][i],
+    };
+    let (params, adapts) = ((0..5).map(param).collect(), vec![true, false, false, true, true]);
+    let args = LarsArgs { params, adapts, momentum: 0.9, trust: 0.02, epsilon };
+    let start = |t: usize| [3.0, 1.0, 0.1, 0.0, 2.0][t];
+    let mut plain: Vec<Plain> = (0..5)
+        .map(|t| Plain {
+            weights: (0..sizes[t]).map(|i| start(t) * wave(i, 0.1)).collect(),
+            momenta: vec![0.0; sizes[t]],
+        })
+        .collect();
+    let buffer = |x: &[f64]| Buffer::real::<T>(&[x.len()], x.iter().copied());
+    let mut states: Vec<_> = plain.iter().flat_map(|p| [buffer(&p.weights), buffer(&p.momenta)]).collect();
+    for (step, lr) in [2.0, 1.0, 0.3].into_iter().enumerate() {
+        let grad = |t: usize| -> Vec<f64> {
+            let size = if t == 4 { 0.0 } else { 0.5 };
+            (0..sizes[t]).map(|i| size * wave(i, (step + t) as f64)).collect()
+        };
+        let grads: Vec<_> = (0..5).map(grad).collect();
+        let (finite, buffers) = (flag::<T>(1.0), grads.iter().map(|g| buffer(g)).collect::<Vec<_>>());
+        let inputs = [&finite].into_iter().chain(&buffers).map(Buffer::input).collect();
+        update::<T>(&Op::Lars(Box::new(args.clone())), inputs, &mut states, &scalars(lr, 1.0, 0.0));
+        for (t, (plain, states)) in plain.iter_mut().zip(states.chunks(2)).enumerate() {
+            plain.lars(&grads[t], lr, &args.params[t], (&args, args.adapts[t]));
+            for (what, got, expected) in [("w", &states[0], &plain.weights), ("v", &states[1], &plain.momenta)] {
+                let error = error(&got.f64s::<T>(), expected);
+                assert!(error < limit, "step {step}, {what} of tensor {t}: {error:.1e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn lars_equals_plain_loops() {
+    for epsilon in [0.0, 0.5] {
+        lars_against_loops::<f64>(1e-12, epsilon);
+        lars_against_loops::<f32>(2e-6, epsilon);
+    }
+}
+
 #[test]
 fn clipping_matches_torch() {
     for name in ["clip_norm", "clip_norm_idle"] {
@@ -134,8 +203,11 @@ fn gated(finite: f64) -> Vec<(Op, Vec<Buffer>, Vec<Buffer>)> {
     let layer = BnRunningLayer { mean: StateId(0), var: StateId(1), updates: 1, forwards: 1 };
     let f = || flag::<f32>(finite);
     let two = || vec![real(&[3], 1.0), real(&[3], 2.0)];
+    let params = sgd_args(1, 0.9, false, 0.1, None).params;
+    let lars = LarsArgs { params, adapts: vec![true], momentum: 0.9, trust: 0.001, epsilon: 0.0 };
     vec![
         (Op::Sgd(Box::new(sgd_args(1, 0.9, true, 0.1, Some(1.0)))), vec![f(), f(), real(&[3], 5.0)], two()),
+        (Op::Lars(Box::new(lars)), vec![f(), real(&[3], 5.0)], two()),
         (Op::Ema { pairs: vec![(StateId(0), StateId(1))], decay: SlotId::EMA_DECAY }, vec![f()], two()),
         (
             Op::BnRunning { momentum: 0.1, layers: vec![layer] },

@@ -1,5 +1,5 @@
 use crate::harness::{Case, FLOATS, floats, ints, tolerance};
-use graph::{BnRunningLayer, Op, SgdArgs, SgdParam, SlotId, StateId};
+use graph::{BnRunningLayer, LarsArgs, Op, SgdArgs, SgdParam, SlotId, StateId};
 use tensor::{Dtype, HostTensor, Shape};
 
 fn scalar(x: f32) -> HostTensor {
@@ -84,6 +84,45 @@ fn sgd() {
     }
     let case = sgd_case("gradients past alignment", sgd_args(0.9, true, None), 4.0, 1.0);
     Case { shift: 4, ..case }.check(1e-6);
+}
+
+/// Large and small weights, zero weights, gradients of one value.
+fn lars_case(name: &str, epsilon: f64, finite: f32) -> Case {
+    let params = sgd_args(0.9, false, None).params;
+    let adapts = params.iter().map(|p| p.weight_decay > 0.0).collect();
+    let weights = |(i, &n): (usize, &usize)| floats(Dtype::F32, &[n], [1.0, 100.0, 0.0][i % 3], 21);
+    let states = SIZES.iter().enumerate().flat_map(|s| [weights(s), floats(Dtype::F32, &[*s.1], 0.5, 22)]).collect();
+    let grads = SIZES.iter().zip(0..).map(|(&n, seed)| floats(Dtype::F32, &[n], 2.0, seed));
+    let inputs = [scalar(finite)].into_iter().chain(grads).collect();
+    let args = LarsArgs { params, adapts, momentum: 0.9, trust: 0.02, epsilon };
+    Case { states, ..Case::new(name, Op::Lars(Box::new(args)), inputs) }
+}
+
+#[test]
+fn lars() {
+    for (name, epsilon, finite) in
+        [("lars", 0.0, 1.0), ("lars with an epsilon", 3.0, 1.0), ("lars, not finite: nothing moves", 0.0, 0.0)]
+    {
+        lars_case(name, epsilon, finite).check(1e-6);
+    }
+    Case { shift: 4, ..lars_case("lars, gradients past alignment", 0.0, 1.0) }.check(1e-6);
+    // No gradient at all: the ratio is 1 and weights decay by the rate alone.
+    let mut case = lars_case("lars of zero gradients", 0.0, 1.0);
+    let grads = SIZES.iter().map(|&n| vector(&vec![0.0; n]));
+    case.inputs = [scalar(1.0)].into_iter().chain(grads).collect();
+    case.check(1e-6);
+}
+
+// 301 chunks of one tensor: more than the threads that add its partial sums. Between two others, whose partials lie around.
+#[test]
+fn lars_of_a_large_tensor() {
+    let sizes = [5, 300 * 8192 + 3, 9000];
+    let params = sgd_args(0.9, false, None).params[..3].to_vec();
+    let args = LarsArgs { params, adapts: vec![true; 3], momentum: 0.5, trust: 0.001, epsilon: 0.0 };
+    let grads = sizes.iter().zip(0..).map(|(&n, seed)| floats(Dtype::F32, &[n], 0.01, seed));
+    let inputs = [scalar(1.0)].into_iter().chain(grads).collect();
+    let states = sizes.iter().flat_map(|&n| [1.0, 0.5].map(|x| floats(Dtype::F32, &[n], x, 7))).collect();
+    Case { states, ..Case::new("lars of 2.5 million", Op::Lars(Box::new(args)), inputs) }.check(1e-6);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod engine;
 mod golden;
+mod lars;
 mod micro_batches;
 mod nets;
 mod networks;
