@@ -21,6 +21,8 @@ pub(crate) enum Region {
     /// Twice the batch: inputs on their way to it.
     Staging,
     Reduce,
+    /// What is reduced in bf16 on its way between ranks, at half the offset; only where ranks exchange it so.
+    HalfReduce,
     Carry,
     Work,
     Scratch,
@@ -35,13 +37,13 @@ impl Region {
             Region::State | Region::HalfState | Region::Batch | Region::Reduce | Region::Carry | Region::Scalars => {
                 true
             }
-            Region::Prepared | Region::HalfPrepared | Region::Staging => false,
+            Region::Prepared | Region::HalfPrepared | Region::Staging | Region::HalfReduce => false,
             Region::Work | Region::Scratch | Region::Constants => false,
         }
     }
 }
 
-pub(crate) const REGIONS: [Region; 12] = [
+pub(crate) const REGIONS: [Region; 13] = [
     Region::State,
     Region::HalfState,
     Region::Prepared,
@@ -49,6 +51,7 @@ pub(crate) const REGIONS: [Region; 12] = [
     Region::Batch,
     Region::Staging,
     Region::Reduce,
+    Region::HalfReduce,
     Region::Carry,
     Region::Work,
     Region::Scratch,

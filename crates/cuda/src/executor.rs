@@ -11,9 +11,10 @@ use crate::input::Inputs;
 use crate::module::Modules;
 use crate::part::{Part, Parts};
 use crate::program::{Bind, Bindings, Carried, Collected, Step, bind_plan, halve_states};
-use crate::ranks::{self, Between, Meeting, Ranks};
+use crate::ranks::{self, Between, Gradients, Meeting, Ranks};
 use crate::replay::{List, Mode, Replay, Timing};
 use crate::transfer::{ScalarRing, Transfer};
+use crate::update;
 use comm::Aborter;
 use graph::{NodeId, Op, Section, ValueId};
 use plan::{Arena, Arg, Cost, Launch, Loc, Plan, Scalars, StateTable, Storage};
@@ -139,6 +140,9 @@ impl Executor {
         }
         need.regions[Region::Scratch] = counted.scratch_bytes;
         need.regions[Region::Constants] = counted.constants.len();
+        if self.ranks.as_ref().is_some_and(|ranks| ranks.gradients == Gradients::Bf16) {
+            need.regions[Region::HalfReduce] = need.regions[Region::Reduce] / 2;
+        }
         let (free, total) = self.gpu.memory()?;
         need.check(&self.gpu.label(), free, total)?;
         let (mut bases, mut buffers) = (PerRegion::default(), Vec::new());
@@ -211,8 +215,8 @@ impl Executor {
                     let mut between = self.steps(vec![Bind { path, op: "copy", cost, commands }])?;
                     let mut sums = vec![];
                     if let Some(ranks) = &self.ranks {
-                        let begun = ranks::sums(plan, phase, (ranks, &self.gpu), map.bases[Region::Reduce])?;
-                        sums = begun.into_iter().map(|(after, sum)| (after, Step::between(sum))).collect();
+                        let sum = |begin| self.sum_step(ranks, begin, map);
+                        sums = ranks::sums(plan, phase).into_iter().map(sum).collect::<Result<_, _>>()?;
                         let slots: Vec<_> = (0..ranks.world()).map(|rank| rank..rank + 1).collect();
                         let ranges = ranks::carried(&slots, carry + slot_bytes, slot_bytes as usize);
                         between.push(Step::between(Between::Share { ranks: ranks.clone(), ranges }));
@@ -226,6 +230,30 @@ impl Executor {
             }
         }
         Ok(program)
+    }
+
+    /// The command that starts the sum of a bucket, and after how many launches.
+    fn sum_step(&self, ranks: &Rc<Ranks>, begin: ranks::Begin, map: &Map) -> Result<(usize, Step), CudaError> {
+        let ranks::Begin { after, mut whole, gradients } = begin;
+        let address = |at: usize| map.bases[Region::Reduce] + 4 * at as Address;
+        let mut halved = None;
+        if ranks.gradients == Gradients::F32 {
+            whole.end = gradients.end;
+        } else if !gradients.is_empty() {
+            let (elements, full, sms) = (gradients.len(), address(gradients.start), self.gpu.facts.sms);
+            let half = map.bases[Region::HalfReduce] + 2 * gradients.start as Address;
+            let cast = |path: &str, command| Bind {
+                path: path.to_string(),
+                op: "cast",
+                cost: Cost { read: 3 * elements as u64, written: 3 * elements as u64, flops: 0 },
+                commands: vec![command],
+            };
+            let down = self.steps(vec![cast("gradients to bf16", update::cast(half, full, elements, sms))])?;
+            let up = self.steps(vec![cast("gradients from bf16", update::cast_back(full, half, elements, sms))])?;
+            halved = Some(ranks::Halved { down, address: half, elements, up });
+        }
+        let (made, whole) = (Event::new(&self.gpu, EventKind::Order)?, (address(whole.start), whole.len()));
+        Ok((after, Step::between(Between::Sum { ranks: ranks.clone(), made, whole, halved })))
     }
 
     fn reserved(&self) -> &Reserved {
@@ -363,9 +391,13 @@ impl Executor {
     /// Sums the phase's range of the reduce arena over the joined ranks.
     pub fn all_reduce(&mut self, plan: &Plan, phase: usize) -> Result<(), CudaError> {
         self.gpu.enter()?;
-        let ((address, elements), ranks) = (self.reduce_range(plan, phase), self.joined());
-        ranks.sum(address, elements, &self.stream)?;
-        ranks.check()
+        let program = &self.reserved().programs[&plan.key];
+        let wait = program.between[phase].last().expect("what waits for the sums");
+        let steps = program.sums[phase].iter().map(|(_, sum)| sum).chain([wait]);
+        for step in steps {
+            step.commands.iter().try_for_each(|c| c.issue(&self.stream, step))?;
+        }
+        self.joined().check()
     }
 
     /// Parts of all ranks on every rank: `owners` says, for each of the result, whose it is; own ones are given in order.

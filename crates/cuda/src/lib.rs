@@ -40,6 +40,6 @@ pub use inspect::{Looked, Seen};
 pub use measure::{Footprint, footprint};
 pub use module::stems;
 pub use part::Part;
-pub use ranks::Meeting;
+pub use ranks::{Gradients, Meeting};
 pub use replay::{Mode, Timing};
 pub use run_op::OpRun;

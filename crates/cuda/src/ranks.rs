@@ -6,6 +6,7 @@
 use crate::bind::Address;
 use crate::driver::{Event, EventKind, Gpu, Stream};
 use crate::error::CudaError;
+use crate::program::Step;
 use comm::{Aborter, Element, Library, Nccl, NcclError, NcclSettings};
 use plan::Plan;
 use std::fmt::{Debug, Formatter};
@@ -21,6 +22,16 @@ pub struct Meeting {
     pub rank: usize,
     pub world: usize,
     pub settings: NcclSettings,
+    pub gradients: Gradients,
+}
+
+/// What gradients are summed over ranks as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gradients {
+    #[default]
+    F32,
+    /// Rounded on their way: half the bytes. Losses and what the methods watch stay f32.
+    Bf16,
 }
 
 /// This rank's communicator, and the stream on which gradients are summed.
@@ -28,6 +39,7 @@ pub(crate) struct Ranks {
     // First: NCCL waits for nothing that is still on its stream.
     stream: Stream,
     nccl: Nccl,
+    pub gradients: Gradients,
 }
 
 impl Debug for Ranks {
@@ -39,9 +51,9 @@ impl Debug for Ranks {
 impl Ranks {
     pub(crate) fn join(gpu: &Rc<Gpu>, meeting: Meeting) -> Result<Ranks, CudaError> {
         gpu.enter()?;
-        let Meeting { library, id, rank, world, settings } = meeting;
+        let Meeting { library, id, rank, world, settings, gradients } = meeting;
         let nccl = Nccl::join(library, id, rank, world, &settings).map_err(|e| named("joining the other ranks", e))?;
-        Ok(Ranks { stream: Stream::new(gpu)?, nccl })
+        Ok(Ranks { stream: Stream::new(gpu)?, nccl, gradients })
     }
 
     pub(crate) fn rank(&self) -> usize {
@@ -61,10 +73,11 @@ impl Ranks {
         self.nccl.async_error().map_err(|e| named("between the ranks", e))
     }
 
-    /// Sums f32 elements over the ranks, on the compute stream.
-    pub(crate) fn sum(&self, address: Address, elements: usize, compute: &Stream) -> Result<(), CudaError> {
-        // SAFETY: a range of the reduce arena, which lives as long as the lists and graphs that use it; one stream orders its use.
-        let done = unsafe { self.nccl.all_reduce_sum(address, elements, Element::F32, compute.raw()) };
+    /// Sums elements over the ranks, on the stream of sums.
+    fn sum(&self, address: Address, elements: usize, element: Element) -> Result<(), CudaError> {
+        // SAFETY: a range of the reduce arena or of its bf16 twin, which live as long as the lists and graphs that use them; events
+        // order this stream's use of it and the compute stream's.
+        let done = unsafe { self.nccl.all_reduce_sum(address, elements, element, self.stream.raw()) };
         done.map_err(|e| named("sum over ranks", e))
     }
 
@@ -89,12 +102,21 @@ fn named(what: &str, error: NcclError) -> CudaError {
 /// A command of a list that concerns all ranks.
 #[derive(Debug)]
 pub(crate) enum Between {
-    /// Starts the sum of a bucket that the body has just made, beside what follows.
-    Sum { ranks: Rc<Ranks>, made: Event, address: Address, elements: usize },
+    /// Starts the sum of a bucket that the body has just made, beside what follows: of its f32 elements, and of those that go as bf16.
+    Sum { ranks: Rc<Ranks>, made: Event, whole: (Address, usize), halved: Option<Halved> },
     /// What follows waits for all sums.
     Summed { ranks: Rc<Ranks>, done: Event },
     /// Gives every rank the ranges of their owners.
     Share { ranks: Rc<Ranks>, ranges: Vec<(Address, usize, usize)> },
+}
+
+/// Elements that go between ranks as bf16: a cast, their sum, a cast back.
+#[derive(Debug)]
+pub(crate) struct Halved {
+    pub down: Vec<Step>,
+    pub address: Address,
+    pub elements: usize,
+    pub up: Vec<Step>,
 }
 
 impl Between {
@@ -108,10 +130,19 @@ impl Between {
 
     pub(crate) fn issue(&self, compute: &Stream) -> Result<(), CudaError> {
         match self {
-            Between::Sum { ranks, made, address, elements } => {
+            Between::Sum { ranks, made, whole, halved } => {
+                let issue = |steps: &[Step]| {
+                    steps.iter().try_for_each(|s| s.commands.iter().try_for_each(|c| c.issue(&ranks.stream, s)))
+                };
                 made.record(compute)?;
                 ranks.stream.wait(made)?;
-                ranks.sum(*address, *elements, &ranks.stream)
+                if whole.1 > 0 {
+                    ranks.sum(whole.0, whole.1, Element::F32)?;
+                }
+                let Some(halved) = halved else { return Ok(()) };
+                issue(&halved.down)?;
+                ranks.sum(halved.address, halved.elements, Element::Bf16)?;
+                issue(&halved.up)
             }
             Between::Summed { ranks, done } => {
                 done.record(&ranks.stream)?;
@@ -122,20 +153,27 @@ impl Between {
     }
 }
 
-/// The sums of a phase: after how many launches of its body each begins, and its command.
-pub(crate) fn sums(
-    plan: &Plan,
-    phase: usize,
-    (ranks, gpu): (&Rc<Ranks>, &Rc<Gpu>),
-    reduce: Address,
-) -> Result<Vec<(usize, Between)>, CudaError> {
-    let buckets = plan.reduce.buckets.iter().filter(|b| b.phase == phase);
-    let sum = |bucket: &plan::Bucket| {
-        let (address, elements) = (reduce + 4 * bucket.range.start as Address, bucket.range.len());
-        let made = Event::new(gpu, EventKind::Order)?;
-        Ok((launches_until(plan, phase, bucket), Between::Sum { ranks: ranks.clone(), made, address, elements }))
+/// A sum over ranks that begins within a body.
+pub(crate) struct Begin {
+    /// After so many of its launches.
+    pub after: usize,
+    /// Elements of the reduce arena that go as they are, and then those that go as `Gradients` says.
+    pub whole: Range<usize>,
+    pub gradients: Range<usize>,
+}
+
+/// The sums of a phase, a bucket each. Losses and monitors come before the gradients.
+pub(crate) fn sums(plan: &Plan, phase: usize) -> Vec<Begin> {
+    let is_gradient = |name: &str| name.split('/').nth(1) == Some("grad");
+    let begin = |bucket: &plan::Bucket| {
+        let within = plan.reduce.entries.iter().filter(|e| bucket.range.contains(&e.2.start));
+        let others = within.filter(|e| !is_gradient(&e.0)).map(|e| e.2.end);
+        // A bucket begins where its first entry does; what follows the last other value is gradients.
+        let middle = others.max().map_or(bucket.range.start, |end| end.next_multiple_of(64).min(bucket.range.end));
+        let after = launches_until(plan, phase, bucket);
+        Begin { after, whole: bucket.range.start..middle, gradients: middle..bucket.range.end }
     };
-    buckets.map(sum).collect()
+    plan.reduce.buckets.iter().filter(|b| b.phase == phase).map(begin).collect()
 }
 
 /// Launches of the body up to the one that completes a bucket.

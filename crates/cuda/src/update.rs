@@ -384,13 +384,16 @@ const _: () = assert!(size_of::<CastArgs>() == 24);
 
 /// bf16 at `to` from f32 at `from`: the copies of weights that tensor cores read. Fewer than 2^31 elements, at least one.
 pub(crate) fn cast(to: Address, from: Address, elements: usize, sms: u32) -> Command {
+    casting("opt_cast", (to, from), elements, sms)
+}
+
+/// f32 at `to` from bf16 at `from`: gradients that came from other ranks.
+pub(crate) fn cast_back(to: Address, from: Address, elements: usize, sms: u32) -> Command {
+    casting("opt_cast_back", (to, from), elements, sms)
+}
+
+fn casting(name: &'static str, (to, from): (Address, Address), elements: usize, sms: u32) -> Command {
     let args = CastArgs { from, to, n: size(elements), pad: 0 };
     let blocks = size(elements.div_ceil(8 * 256)).min(16 * sms);
-    Command::Kernel(Kernel {
-        name: "opt_cast",
-        grid: [blocks, 1, 1],
-        block: 256,
-        shared_bytes: 0,
-        args: bytes_of(&args).to_vec(),
-    })
+    Command::Kernel(Kernel { name, grid: [blocks, 1, 1], block: 256, shared_bytes: 0, args: bytes_of(&args).to_vec() })
 }

@@ -2,6 +2,7 @@
 
 use crate::error::TrainError;
 use crate::joined::Joined;
+use crate::recipe::{Gradients, RanksSection};
 use crate::session::plural;
 use comm::Communicator;
 use cpu::Real;
@@ -25,9 +26,12 @@ pub trait Executor: Sized + 'static {
     fn storage(&self) -> Storage;
 
     /// Meets the executors of the other ranks, where it has a way of its own to reach them. Called once, before `reserve`.
-    fn join(&mut self, _comm: &dyn Communicator, _joined: Option<&Joined>) -> Result<(), TrainError> {
-        Ok(())
-    }
+    fn join(
+        &mut self,
+        comm: &dyn Communicator,
+        settings: &RanksSection,
+        joined: Option<&Joined>,
+    ) -> Result<(), TrainError>;
 
     /// Makes room for all plans of a run, its states and the carried values of `micro_batches`: called once, before all else.
     fn reserve(&mut self, plans: &[&Plan], states: &StateTable, micro_batches: usize) -> Result<(), TrainError>;
@@ -184,6 +188,20 @@ impl<T: Real> Executor for cpu::Executor<T> {
 
     fn storage(&self) -> Storage {
         if size_of::<T>() == 8 { Storage::CpuF64 } else { Storage::CpuF32 }
+    }
+
+    /// CPUs have no way but the communicator.
+    fn join(
+        &mut self,
+        comm: &dyn Communicator,
+        settings: &RanksSection,
+        _joined: Option<&Joined>,
+    ) -> Result<(), TrainError> {
+        if comm.world_size() > 1 && settings.gradients == Gradients::Bf16 {
+            let what = "ranks.gradients = \"bf16\" is for GPUs, got CPU ranks; remove the key";
+            return Err(TrainError::Setting(what.to_string()));
+        }
+        Ok(())
     }
 
     fn reserve(&mut self, plans: &[&Plan], states: &StateTable, micro_batches: usize) -> Result<(), TrainError> {

@@ -3,6 +3,7 @@
 use crate::error::TrainError;
 use crate::executor::{Executor, on_host};
 use crate::joined::{Joined, shares_gpu};
+use crate::recipe::{Gradients, RanksSection};
 use comm::discover::Environment;
 use comm::{Communicator, Library, Nccl, NcclSettings};
 use plan::{NonFinite, Plan, Scalars, StateTable, Storage};
@@ -27,8 +28,14 @@ impl Executor for cuda::Executor {
     }
 
     /// By NCCL; where ranks share a GPU, by way of the host.
-    fn join(&mut self, comm: &dyn Communicator, joined: Option<&Joined>) -> Result<(), TrainError> {
-        let world = comm.world_size();
+    fn join(
+        &mut self,
+        comm: &dyn Communicator,
+        settings: &RanksSection,
+        joined: Option<&Joined>,
+    ) -> Result<(), TrainError> {
+        let (world, gradients) = (comm.world_size(), settings.gradients);
+        let gradients = if gradients == Gradients::Bf16 { cuda::Gradients::Bf16 } else { cuda::Gradients::F32 };
         if world == 1 || shares_gpu(&Environment::of_process()) {
             return Ok(());
         }
@@ -39,7 +46,8 @@ impl Executor for cuda::Executor {
         let mut shared = id;
         comm.broadcast(&mut shared, 0)?;
         let settings = NcclSettings { limit: JOIN_LIMIT, max_ctas: None };
-        let aborter = self.join(cuda::Meeting { library, id: shared, rank: comm.rank(), world, settings })?;
+        let meeting = cuda::Meeting { library, id: shared, rank: comm.rank(), world, settings, gradients };
+        let aborter = self.join(meeting)?;
         if let Some(joined) = joined {
             joined.on_abort(Box::new(move || drop(aborter.abort())));
         }

@@ -79,7 +79,7 @@ impl Ranks<'_> {
         let rank = Rank { rank: comm.rank(), world: comm.world_size() };
         let progress = session.options.joined.as_ref().map_or_else(Arc::default, |j| j.progress.clone());
         progress.enter(Phase::Resume);
-        executor.join(comm.as_ref(), session.options.joined.as_deref())?;
+        executor.join(comm.as_ref(), &recipe.ranks, session.options.joined.as_deref())?;
         let feed = session.feed(rank)?;
         let mut engine = session.engine(&feed, executor, comm)?;
         let start = self.start(&mut engine)?;

@@ -1,5 +1,6 @@
 //! The recipe: one TOML file that describes a run. Every key is here; the rest of the program reads these structs.
 
+use crate::link::{Bandwidth, Latency, Link};
 use crate::schedule::Schedule;
 use data::{Noise, OnBad};
 use methods::MethodSpec;
@@ -260,15 +261,45 @@ pub struct RanksSection {
     pub slow_phase_s: f64,
     /// Steps between comparisons of the weights of all ranks; 0: never. Default 1000.
     pub check_every: u64,
+    /// f32 | bf16: what gradients are summed over GPUs as. Default f32; bf16 halves the bytes and rounds the gradients of each rank.
+    pub gradients: Gradients,
+    /// Bus bandwidth and latency between the GPUs, as `retort plan --link` takes them: they decide how gradients are cut into buckets.
+    /// Default 460GB/s and 20us, a node with NVSwitch; across nodes 320GB/s and 50us are usual.
+    pub link: String,
+    pub latency: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gradients {
+    #[default]
+    F32,
+    Bf16,
 }
 
 impl Default for RanksSection {
     fn default() -> RanksSection {
-        RanksSection { rendezvous_s: 300.0, heartbeat_s: 1.0, hang_s: 60.0, slow_phase_s: 300.0, check_every: 1000 }
+        RanksSection {
+            rendezvous_s: 300.0,
+            heartbeat_s: 1.0,
+            hang_s: 60.0,
+            slow_phase_s: 300.0,
+            check_every: 1000,
+            gradients: Gradients::F32,
+            link: "460GB/s".to_string(),
+            latency: "20us".to_string(),
+        }
     }
 }
 
 impl RanksSection {
+    /// The link between GPUs; `None` where a text is no bandwidth or no latency.
+    pub(crate) fn link(&self) -> Option<Link> {
+        let Bandwidth(bytes_per_s) = self.link.parse().ok()?;
+        let Latency(latency_s) = self.latency.parse().ok()?;
+        Some(Link { latency_s, bytes_per_s })
+    }
+
     /// Limits of the watch.
     pub(crate) fn watch(&self) -> comm::Limits {
         comm::Limits {

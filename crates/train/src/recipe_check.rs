@@ -2,7 +2,8 @@
 
 use super::Loaded;
 use super::recipe_error::{RecipeError, nearest};
-use crate::recipe::{Augment, OptimizerName, Recipe};
+use crate::link::{Bandwidth, Latency};
+use crate::recipe::{Augment, Gradients, OptimizerName, Recipe};
 use crate::schedule::{Schedule, ScheduleName};
 use nets::{NetError, NetworkSpec};
 use toml_edit::{DocumentMut, Item};

@@ -12,6 +12,7 @@ use crate::feed::{Feed, Rank, Set, eval_spec, micro_batch, open_set, train_spec}
 use crate::inputs::set_input;
 use crate::joined::Joined;
 use crate::journal::Verbosity;
+use crate::link::bucket_bytes;
 use crate::manifest::RunState;
 use crate::ranks::{Ranks, first_cause};
 use crate::recipe::Recipe;
@@ -129,7 +130,10 @@ impl Session {
         }
         let train_input = set_input(&crate::inputs::train_augment(&recipe), &train_set, &train_set.stats);
         let eval_input = set_input(&crate::inputs::eval_augment(&recipe), &eval_set, &train_set.stats);
-        let compile = Compile::new(&recipe, train_input, eval_input);
+        let mut compile = Compile::new(&recipe, train_input, eval_input);
+        if let (Some(link), true) = (recipe.ranks.link(), ranks > 1) {
+            compile.options.bucket_bytes = bucket_bytes(link.latency_s, link.bytes_per_s, ranks);
+        }
         let run_dir = options.run_dir.clone().unwrap_or_else(|| default_run_dir(&recipe, &path));
         let (train_set, eval_set) = (Arc::new(train_set), Arc::new(eval_set));
         if let Some(joined) = &options.joined {

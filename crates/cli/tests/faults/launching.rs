@@ -1,0 +1,214 @@
+//! The launcher of these tests: ranks as processes, by hand or under an mpirun; their true codes, their stderr; none outlives it.
+
+use crate::program::command;
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+/// Longest wait for what has to come; far beyond every target.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks every millisecond until there is something.
+pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Sends a signal by its name.
+pub(crate) fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status();
+    sent.expect("kill starts");
+}
+
+/// A process whose stderr is heard as it comes.
+pub(crate) struct Process {
+    child: Child,
+    lines: Receiver<(Instant, String)>,
+    pub(crate) err: String,
+}
+
+impl Process {
+    pub(crate) fn spawn(command: &mut Command) -> Process {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        let (send, lines) = channel();
+        let err = BufReader::new(child.stderr.take().expect("stderr is piped"));
+        let heard = move || err.lines().map_while(Result::ok).try_for_each(|line| send.send((Instant::now(), line)));
+        std::thread::spawn(heard);
+        Process { child, lines, err: String::new() }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// When it said a line with `text`, and the line.
+    pub(crate) fn says(&mut self, text: &str) -> (Instant, String) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let heard = self.lines.recv_timeout(end.saturating_duration_since(Instant::now()));
+            let (at, line) = heard.unwrap_or_else(|why| panic!("no line with {text:?} ({why}) in {}", self.err));
+            self.err += &format!("{line}\n");
+            if line.contains(text) {
+                return (at, line);
+            }
+        }
+    }
+
+    /// Its code, as shells count, once it has ended.
+    pub(crate) fn ends(&mut self) -> (i32, Instant) {
+        let status = until("the end of a process", || self.child.try_wait().expect("a child"));
+        let at = Instant::now();
+        // What an orphan holds open does not end.
+        while let Ok((_, line)) = self.lines.recv_timeout(Duration::from_secs(1)) {
+            self.err += &format!("{line}\n");
+        }
+        (status.code().unwrap_or_else(|| 128 + status.signal().expect("ended")), at)
+    }
+}
+
+/// What is to be started: `retort train recipe.toml --run <folder>/<run>` on each of `size` ranks.
+pub(crate) struct Launch<'a> {
+    pub(crate) folder: &'a Path,
+    pub(crate) run: &'a str,
+    pub(crate) size: usize,
+    pub(crate) args: &'a [&'a str],
+}
+
+/// A running job.
+pub(crate) struct World {
+    /// The ranks in order, or their launcher.
+    pub(crate) processes: Vec<Process>,
+    pub(crate) run: PathBuf,
+}
+
+impl Launch<'_> {
+    fn words(&self) -> (PathBuf, Vec<String>) {
+        let run = self.folder.join(self.run);
+        let words = ["train", "recipe.toml", "--threads", "1", "--run", run.to_str().expect("UTF-8")];
+        let words = words.iter().chain(self.args).map(|word| word.to_string()).collect();
+        (run, words)
+    }
+
+    /// By hand: no rank ends with its parent.
+    pub(crate) fn start(&self) -> World {
+        self.start_each(|_, _| ())
+    }
+
+    /// As `start`, after `edit` of each rank's command.
+    pub(crate) fn start_each(&self, edit: impl Fn(usize, &mut Command)) -> World {
+        let (run, words) = self.words();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let start = |rank: usize| {
+            let mut command = command(self.folder, &words);
+            for (name, value) in [("RANK", rank), ("WORLD_SIZE", self.size), ("LOCAL_RANK", rank)] {
+                command.env(format!("RETORT_{name}"), value.to_string());
+            }
+            edit(rank, &mut command);
+            Process::spawn(&mut command)
+        };
+        World { processes: (0..self.size).map(start).collect(), run }
+    }
+
+    /// Under `mpirun.openmpi` or `mpirun.mpich`, or `shell`: a shell that looks like Open MPI to its ranks. `None`, said aloud,
+    /// where it is missing.
+    pub(crate) fn under(&self, launcher: &str) -> Option<World> {
+        let (run, words) = self.words();
+        let size = self.size.to_string();
+        let mut start = match launcher {
+            "shell" => {
+                let ranks = "for r in $(seq 0 $((n - 1))); do OMPI_COMM_WORLD_RANK=$r OMPI_COMM_WORLD_LOCAL_RANK=$r \"$@\" & done; wait";
+                let mut sh = Command::new("sh");
+                sh.args(["-c", ranks, "sh"]).env("n", &size).env("OMPI_COMM_WORLD_SIZE", &size);
+                sh
+            }
+            "mpirun.openmpi" => {
+                let mut mpirun = Command::new(launcher);
+                mpirun.args(["--oversubscribe", "--bind-to", "none", "-n", &size]);
+                mpirun.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+                mpirun
+            }
+            _ => {
+                let mut mpirun = Command::new(launcher);
+                mpirun.args(["-n", &size]);
+                mpirun
+            }
+        };
+        let found = Command::new(start.get_program()).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if found.is_err() {
+            eprintln!("SKIPPED: there is no {launcher} here");
+            return None;
+        }
+        start.arg(env!("CARGO_BIN_EXE_retort")).args(words).current_dir(self.folder).stdin(Stdio::null());
+        start.env_remove("RETORT_DATA").env_remove("LD_LIBRARY_PATH").env("CUDA_VISIBLE_DEVICES", "-1");
+        Some(World { processes: vec![Process::spawn(&mut start)], run })
+    }
+}
+
+impl World {
+    /// Returns once rank 0 has done this many steps.
+    pub(crate) fn at_step(&self, step: u64) {
+        until("a step", || (steps(&self.run) >= step).then_some(()));
+    }
+
+    /// The codes of all processes, once they have ended, and when the last had.
+    pub(crate) fn ends(&mut self) -> (Vec<i32>, Instant) {
+        let ends: Vec<_> = self.processes.iter_mut().map(Process::ends).collect();
+        let last = ends.iter().map(|end| end.1).max().expect("a process");
+        (ends.iter().map(|end| end.0).collect(), last)
+    }
+
+    /// Everything said on stderr, by rank, for messages of failed tests.
+    pub(crate) fn words(&self) -> String {
+        self.processes.iter().map(|p| format!("---\n{}", p.err)).collect()
+    }
+
+    /// `logs/<name>`, as JSON.
+    pub(crate) fn log(&self, name: &str) -> Value {
+        let text = std::fs::read_to_string(self.run.join("logs").join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{name}: {e} in {text}"))
+    }
+
+    /// The codes that ranks wrote down, since launchers hide them.
+    pub(crate) fn written_codes(&self, size: usize) -> Vec<i32> {
+        (0..size).map(|rank| self.log(&format!("exit-{rank}.json"))["code"].as_i64().expect("a code") as i32).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            let _ = process.child.kill();
+            let _ = process.child.wait();
+        }
+        ranks_of(&self.run).iter().for_each(|&pid| signal(pid, "KILL"));
+    }
+}
+
+/// Steps in the log of rank 0.
+pub(crate) fn steps(run: &Path) -> u64 {
+    let log = std::fs::read(run.join("logs/0.jsonl")).unwrap_or_default();
+    log.iter().filter(|&&byte| byte == b'\n').count() as u64
+}
+
+/// Living processes of retort that train in this folder.
+pub(crate) fn ranks_of(run: &Path) -> Vec<u32> {
+    let folder = run.to_str().expect("UTF-8").as_bytes();
+    let lives = |pid: &u32| {
+        let read = |name: &str| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let ours = read("cmdline").split(|&b| b == 0).any(|word| word == folder);
+        // Of a zombie no command line is left.
+        ours && read("comm").starts_with(b"retort")
+    };
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(lives).collect()
+}
