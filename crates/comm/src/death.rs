@@ -126,19 +126,35 @@ fn tell(sockets: &[RawFd], frame: &[u8]) {
     }
 }
 
-extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
+extern "C" fn on_signal(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     let Some(at) = SIGNALS.iter().position(|(number, _)| *number == signal) else { return };
     if let Some(armed) = armed() {
         tell(&armed.sockets, &armed.frames[at]);
     }
     let Some(previous) = PREVIOUS.get() else { return };
-    // SAFETY: restores what was installed before; the system passes a valid siginfo. A fault happens again on return, with
-    // its address; a signal that was sent (code <= 0) is sent again and delivered on return.
+    // SAFETY: restores what was installed before. A fault happens again on return, with its address.
+    unsafe { libc::sigaction(signal, &previous[at], ptr::null_mut()) };
+    // SAFETY: the system passes a valid siginfo.
+    let was_sent = unsafe { (*info).si_code <= 0 };
+    if was_sent {
+        pass_on(&previous[at], (signal, info, context));
+    }
+}
+
+/// A signal that was sent comes only once: its previous handler runs here, and should that return, the default action follows.
+fn pass_on(previous: &libc::sigaction, (signal, info, context): (c_int, *mut libc::siginfo_t, *mut c_void)) {
+    let handler = previous.sa_sigaction;
+    // SAFETY: a handler that was installed has one of these two types, by its flags; it gets what the system passed. The
+    // signal is blocked here, so the raised one is delivered on return.
     unsafe {
-        libc::sigaction(signal, &previous[at], ptr::null_mut());
-        if (*info).si_code <= 0 {
-            libc::raise(signal);
+        if handler != libc::SIG_DFL && handler != libc::SIG_IGN && previous.sa_flags & libc::SA_SIGINFO != 0 {
+            type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+            std::mem::transmute::<usize, Handler>(handler)(signal, info, context);
+        } else if handler != libc::SIG_DFL && handler != libc::SIG_IGN {
+            std::mem::transmute::<usize, extern "C" fn(c_int)>(handler)(signal);
         }
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
     }
 }
 

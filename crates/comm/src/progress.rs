@@ -356,10 +356,8 @@ mod tests {
     fn the_99th_percentile_leaves_out_one_in_a_hundred_and_slow_phases() {
         let progress = Progress::new();
         assert_eq!(progress.look().p99, Duration::ZERO);
-        for _ in 0..200 {
-            progress.durations[class(1_000)].fetch_add(1, Ordering::Relaxed);
-        }
-        progress.durations[class(9_000_000)].fetch_add(1, Ordering::Relaxed);
+        progress.durations[class(1_000)].store(200, Ordering::Relaxed);
+        progress.durations[class(9_000_000)].store(1, Ordering::Relaxed);
         assert_eq!(progress.look().p99, Duration::from_micros(class_end(class(1_000))));
         progress.step(0, 0);
         progress.enter(Phase::Evaluate);

@@ -55,7 +55,8 @@ pub type SampleName = Box<dyn Fn(u64) -> String + Send>;
 /// Who started this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parent {
-    /// A launcher, with whose end the rank ends. `ppid` was read as early as possible.
+    /// A launcher, with whose end the rank ends. `ppid` was read as early as possible. The system also counts the end of
+    /// the thread that started this process, so a launcher starts ranks from a thread that stays.
     Launched { ppid: u32 },
     /// A person; the rank may outlive the shell.
     ByHand,
@@ -103,7 +104,7 @@ pub struct Watch {
 
 impl Watch {
     /// Starts the thread, and the handlers that tell what this process dies of. Errors if the system refuses a thread, a
-    /// handler or a socket's option.
+    /// handler or a socket's option, or if the links are to ranks that are no members.
     pub fn start(settings: WatchSettings, links: Links, progress: Arc<Progress>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (commands, inbox) = mpsc::unbounded_channel();
@@ -122,7 +123,9 @@ impl Watch {
         let thread = thread::Builder::new().name("watch".to_owned()).spawn(move || {
             let _guard = Fatal;
             runtime.block_on(watcher.run());
-        })?;
+        });
+        // Without the thread the sockets are closed, and their numbers somebody else's.
+        let thread = thread.inspect_err(|_| death::disarm())?;
         Ok(Self { commands, warnings: Mutex::new(warnings), limits, thread })
     }
 
@@ -237,6 +240,13 @@ impl Watcher {
         (inbox, warn): (mpsc::UnboundedReceiver<Command>, sync::Sender<String>),
     ) -> io::Result<Self> {
         let now = Duration::ZERO;
+        let size = settings.members.len();
+        let strangers = |streams: &[(usize, TcpStream)]| streams.iter().any(|&(rank, _)| rank >= size);
+        if settings.rank >= size || matches!(&links, Links::Hub(streams) if strangers(streams)) {
+            let text =
+                format!("watch of rank {}: it or a rank linked to it is none of the {size} members", settings.rank);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
         let (judge, streams) = match links {
             Links::Hub(streams) => (Judge::new(&settings.members, settings.limits, now), streams),
             Links::Member(stream) => (Judge::of_rank_0(&settings.members[0], settings.limits, now), vec![(0, stream)]),
@@ -333,17 +343,20 @@ impl Watcher {
             Command::Failed { code, text } => {
                 self.leave = after(VERDICT + barrier, code);
                 self.beat();
-                self.post(&Message::Failed { code, text: text.clone() });
                 if self.is_hub() {
                     self.judge.observe(0, Heard::Failed { code, text }, now);
+                } else {
+                    self.post(&Message::Failed { code, text });
                 }
             }
             Command::Lost => {
                 self.leave = after(link + 2 * heartbeat + VERDICT + barrier, PEER_LOST);
                 self.beat();
-                self.post(&Message::Lost);
+                // A rank 0 that has finished judges nobody any more.
                 if self.is_hub() || self.judge.all_finished() {
                     self.judge.observe(0, Heard::Lost, now);
+                } else {
+                    self.post(&Message::Lost);
                 }
             }
             Command::Finish { code } => {

@@ -94,7 +94,7 @@ fn act(role: &str, watch: Watch, progress: &Progress) {
         // Ready when a heartbeat has told of it: the second to come, for the first may be on its way.
         let beats = progress.beats();
         while progress.beats() < beats + 2 {
-            thread::yield_now();
+            thread::sleep(MS);
         }
         say("ready");
         stdin().read_line(&mut String::new()).unwrap();
@@ -415,6 +415,22 @@ fn without_rank_0_every_rank_says_so_itself() {
         assert_eq!(report.matches("retort: rank 0 (n00").count(), 2, "{report}");
         assert_eq!(report.lines().count(), 2, "{report}");
     }
+    let mut world = World::new(&["exit 3", "wait", "wait"], 30_000);
+    world.ranks[0].go();
+    let report = world.survivors(&[1, 2], 76, "lost-9");
+    assert_eq!(report.matches("retort: rank 0 (n00").count(), 2, "{report}");
+    assert_eq!(report.matches("died, exited with code 3 before the end of the run: step 9").count(), 2, "{report}");
+}
+
+#[test]
+fn rank_0_may_be_the_one_that_fails() {
+    let mut world = World::new(&["failed", "wait", "lost"], 30_000);
+    world.ranks[2].go();
+    world.ranks[0].go();
+    let report = world.survivors(&[1, 2], 76, "lost-9");
+    assert_eq!(report, "");
+    let report = world.survivors(&[0], 71, "lost-9");
+    assert!(report.starts_with("retort: rank 0 (n00, ") && report.contains("ranks 1-2 wait in it"), "{report}");
 }
 
 #[test]
@@ -445,6 +461,26 @@ fn a_world_of_one_is_watched_too() {
     let mut world = World::new(&["stuck"], 500);
     let report = world.survivors(&[0], 77, "hang-9");
     assert!(report.contains("rank 0 (n00") && report.contains("no rank waits in a collective"), "{report}");
+}
+
+#[test]
+fn links_to_nobody_are_refused() {
+    let start = |rank: usize, links: Links| {
+        let settings = WatchSettings {
+            rank,
+            members: vec![Member::default()],
+            limits: Limits::default(),
+            logs: PathBuf::new(),
+            parent: Parent::ByHand,
+            sample_name: None,
+        };
+        Watch::start(settings, links, Arc::new(Progress::new())).err().unwrap().to_string()
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let of = |rank: usize| format!("watch of rank {rank}: it or a rank linked to it is none of the 1 members");
+    assert_eq!(start(0, Links::Hub(vec![(1, stream())])), of(0));
+    assert_eq!(start(1, Links::Member(stream())), of(1));
 }
 
 /// The launcher is killed; its two ranks, which hold its pipes, are gone within 5 s.
