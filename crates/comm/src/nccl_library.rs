@@ -37,6 +37,11 @@ pub enum NcclError {
 }
 
 impl NcclError {
+    /// Whether another rank is to blame: its end of a connection is gone, or it aborted.
+    pub fn is_peer(&self) -> bool {
+        matches!(self, Self::Call { name: "ncclRemoteError", .. } | Self::Aborted { .. })
+    }
+
     /// Whether there is no NCCL here that this program can use.
     pub fn is_absence(&self) -> bool {
         matches!(self, Self::NotFound { .. } | Self::Symbol { .. } | Self::Version { .. })

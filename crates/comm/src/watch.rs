@@ -31,6 +31,8 @@ use tokio::time::MissedTickBehavior;
 const ORPHAN: Duration = Duration::from_secs(3);
 /// How long a rank that cannot go on waits for the verdict; then, besides, the barrier.
 const VERDICT: Duration = Duration::from_secs(2);
+/// Exit code of a device that failed.
+const DEVICE: u8 = 71;
 /// Most characters of a failure's text that are sent.
 const TEXT: usize = 8_192;
 /// Messages that wait for the loop; more wait in the sockets.
@@ -86,9 +88,13 @@ pub(crate) enum Message {
 /// What ends the trainer's collectives.
 pub(crate) type AbortHook = Box<dyn FnMut() + Send>;
 
+/// Asks a device; a text is its failure.
+pub(crate) type PollHook = Box<dyn FnMut() -> Option<String> + Send>;
+
 /// What the trainer tells the watch.
 enum Command {
     OnAbort(AbortHook),
+    Poll(PollHook),
     Failed { code: u8, text: String },
     Lost,
     Finish { code: u8 },
@@ -132,6 +138,12 @@ impl Watch {
     /// `hook` runs on a verdict, before this process leaves: `ncclCommAbort`. The last one given counts.
     pub fn on_abort(&self, hook: AbortHook) {
         self.tell(Command::OnAbort(hook));
+    }
+
+    /// `hook` runs at every heartbeat and never waits; what it says is a failure of this rank's device, of which the trainer, who
+    /// waits for that device, may never hear.
+    pub fn poll(&self, hook: PollHook) {
+        self.tell(Command::Poll(hook));
     }
 
     /// This rank cannot go on. Tells rank 0, waits for the verdict and leaves, with `code` if nobody failed before.
@@ -225,6 +237,7 @@ pub(crate) struct Watcher {
     /// When this rank leaves if no verdict comes, and its code.
     leave: Option<(tokio::time::Instant, u8)>,
     /// Code of the orderly end that has begun.
+    poll: Option<PollHook>,
     finishing: Option<u8>,
     orphan_since: Option<Instant>,
     /// What rank 0 decided, and whether it said to leave.
@@ -269,6 +282,7 @@ impl Watcher {
             judge,
             peers,
             hook: None,
+            poll: None,
             inbox,
             events,
             warn,
@@ -315,6 +329,10 @@ impl Watcher {
                 _ = beat.tick() => {
                     self.beat();
                     self.check_parent();
+                    if let Some(text) = self.poll.as_mut().and_then(|ask| ask()) {
+                        self.poll = None;
+                        self.command(Command::Failed { code: DEVICE, text });
+                    }
                 }
                 () = tokio::time::sleep_until(deadline), if self.leave.is_some() => {
                     let code = self.leave.map_or(PEER_LOST, |(_, code)| code);
@@ -340,6 +358,7 @@ impl Watcher {
         let after = |wait: Duration, code: u8| Some((tokio::time::Instant::now() + wait, code));
         match command {
             Command::OnAbort(hook) => self.hook = Some(hook),
+            Command::Poll(hook) => self.poll = Some(hook),
             Command::Failed { code, text } => {
                 self.leave = after(VERDICT + barrier, code);
                 self.beat();

@@ -62,6 +62,11 @@ pub enum CudaError {
 }
 
 impl CudaError {
+    /// Whether another rank is to blame.
+    pub fn is_peer(&self) -> bool {
+        matches!(self, CudaError::Ranks { source, .. } if source.is_peer())
+    }
+
     /// Whether it says that there is no GPU that this program can use, rather than that one failed.
     pub fn is_absence(&self) -> bool {
         use CudaError::*;

@@ -4,7 +4,7 @@
 //! waits for all of them. Everything may be captured. Parts and carried values are exchanged on the compute stream.
 
 use crate::bind::Address;
-use crate::driver::{Event, EventKind, Gpu, Stream};
+use crate::driver::{Event, Gpu, Stream};
 use crate::error::CudaError;
 use crate::program::Step;
 use comm::{Aborter, Element, Library, Nccl, NcclError, NcclSettings};

@@ -49,6 +49,8 @@ impl Executor for cuda::Executor {
         let meeting = cuda::Meeting { library, id: shared, rank: comm.rank(), world, settings, gradients };
         let aborter = self.join(meeting)?;
         if let Some(joined) = joined {
+            let asked = aborter.clone();
+            joined.poll(Box::new(move || asked.poll().err().filter(|e| !e.is_peer()).map(|e| e.to_string())));
             joined.on_abort(Box::new(move || drop(aborter.abort())));
         }
         Ok(())

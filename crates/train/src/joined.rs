@@ -193,6 +193,13 @@ impl Joined {
         }
     }
 
+    /// `hook` is asked at every heartbeat whether the device between the ranks has failed.
+    pub(crate) fn poll(&self, hook: Box<dyn FnMut() -> Option<String> + Send>) {
+        if let Some(watch) = &*self.watch() {
+            watch.poll(hook);
+        }
+    }
+
     /// Lines about slow ranks since the last call; on rank 0 only.
     pub(crate) fn warnings(&self) -> Vec<String> {
         self.watch().as_ref().map(Watch::warnings).unwrap_or_default()

@@ -114,6 +114,13 @@ fn numbers(r: &Recipe) -> Vec<Rule> {
             "three heartbeats or more; 60 is the default",
         ),
         ("ranks.slow_phase_s", seconds(limits.slow_phase_s), SECONDS),
+        ("ranks.link", limits.link.parse::<Bandwidth>().is_ok(), "a bandwidth; 460GB/s, 46.5GB/s or 400Gb/s are usual"),
+        ("ranks.latency", limits.latency.parse::<Latency>().is_ok(), "a time; 20us and 50us are usual"),
+        (
+            "ranks.gradients",
+            limits.gradients == Gradients::F32 || !r.train.reproducible,
+            "\"f32\" with train.reproducible; remove the key",
+        ),
         ("optimizer.lr", o.lr.is_none_or(positive), RATE),
         ("optimizer.lr_per_256", o.lr_per_256.is_none_or(positive), RATE),
         ("optimizer.momentum", below_one(o.momentum), "at least 0 and below 1; 0.9 is usual, 0 turns it off"),

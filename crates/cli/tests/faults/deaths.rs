@@ -1,11 +1,11 @@
 //! F1, F4, F5: a rank, or the launcher, is killed.
 
 use crate::job::set_up;
-use crate::launching::{Launch, PATIENCE, World, ranks_of, signal, until};
+use crate::launching::{Launch, PATIENCE, World, ranks_of, signal, steps, until};
 use crate::program::retort_in;
 use crate::table::{Dice, Tally, runs, turn};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Three ranks, far more steps than happen, a checkpoint at every second.
 const THREE: [&str; 6] = ["--epochs", "2000", "--global-batch", "24", "--set", "output.checkpoint_steps=2"];
@@ -16,7 +16,7 @@ fn three(folder: &Path) -> World {
 
 /// The run goes on from its newest checkpoint.
 pub(crate) fn goes_on(folder: &Path, args: &[&str]) {
-    let to = (crate::launching::steps(&folder.join("run")) + 3).to_string();
+    let to = (steps(&folder.join("run")) + 3).to_string();
     let on = retort_in(folder, &[&["train", "recipe.toml", "--run", "run", "--max-steps", &to], args].concat());
     assert!(on.code == 0 && on.err.contains("resumed at step "), "{}: {}", on.code, on.err);
 }
@@ -38,10 +38,11 @@ fn one_dies(name: &str, code: i32, what: &str, (dice, tally): (&mut Dice, &mut T
     assert!(line.contains(what) && line.contains(", phase "), "{name} on rank {victim} at step {step}: {line}");
     let (codes, last) = world.ends();
     tally.gone(begin, last);
-    tally.ended(&(0..3).map(|rank| if rank == victim { -1 } else { codes[rank] }).filter(|&c| c >= 0).collect::<Vec<_>>());
+    let survivors: Vec<usize> = (0..3).filter(|&rank| rank != victim).collect();
+    tally.ended(&survivors.iter().map(|&rank| codes[rank]).collect::<Vec<_>>());
     let expected: Vec<i32> = (0..3).map(|rank| if rank == victim { code } else { 76 }).collect();
     assert_eq!(codes, expected, "{name} on rank {victim} at step {step}: {}", world.words());
-    for rank in (0..3).filter(|&rank| rank != victim) {
+    for rank in survivors {
         let written = world.log(&format!("exit-{rank}.json"));
         assert_eq!((&written["code"], &written["verdict"]["rank"]), (&76.into(), &victim.into()), "rank {rank}: {written}");
     }
@@ -132,18 +133,12 @@ fn f05_ranks_started_by_hand_are_left_alone() {
     let _turn = turn();
     let folder = set_up();
     let launch = Launch { folder: folder.path(), run: "run", size: 2, args: &["--epochs", "4"] };
-    let (run, words) = (folder.path().join("run"), launch.in_words());
-    let ranks = "for r in 0 1; do RETORT_RANK=$r RETORT_LOCAL_RANK=$r RETORT_WORLD_SIZE=2 \"$@\" 2>/dev/null & done; wait";
-    let mut shell = std::process::Command::new("sh");
-    shell.args(["-c", ranks, "sh"]).args(words).current_dir(folder.path()).env("CUDA_VISIBLE_DEVICES", "-1");
-    let mut world = World { processes: vec![crate::launching::Process::spawn(&mut shell)], run };
+    let world = launch.under("shell by hand").expect("there is a shell");
     world.at_step(2);
     signal(world.processes[0].id(), "KILL");
-    let at = all_gone(&world.run);
-    assert_eq!(world.written_codes(2), [0, 0], "after {:?}", at.elapsed());
-    let _ = world.processes[0].ends();
-    assert_eq!(crate::launching::steps(&world.run), 24);
+    all_gone(&world.run);
+    assert_eq!((world.written_codes(2), steps(&world.run)), (vec![0, 0], 24));
     let mut tally = Tally::new("F5", "kill -9 of the shell of 2 ranks by hand: they end as planned");
-    tally.ended(&world.written_codes(2));
-    tally.end(0.0, Duration::ZERO.as_secs_f64());
+    tally.ended(&[0, 0]);
+    tally.end(0.0, 0.0);
 }

@@ -76,6 +76,10 @@ impl Process {
     }
 }
 
+/// Starts ranks that learn who they are from the variables of these two names.
+const SHELL: &str = r#"rank=$1 size=$2 n=$3; shift 3
+for r in $(seq 0 $((n - 1))); do env "$rank=$r" "$size=$n" "$@" & done; wait"#;
+
 /// What is to be started: `retort train recipe.toml --run <folder>/<run>` on each of `size` ranks.
 pub(crate) struct Launch<'a> {
     pub(crate) folder: &'a Path,
@@ -119,31 +123,20 @@ impl Launch<'_> {
         World { processes: (0..self.size).map(start).collect(), run }
     }
 
-    /// Under `mpirun.openmpi` or `mpirun.mpich`, or `shell`: a shell that looks like Open MPI to its ranks. `None`, said aloud,
-    /// where it is missing.
+    /// Under `mpirun.openmpi`, `mpirun.mpich`, `shell`: a shell that looks like Open MPI to its ranks, or `shell by hand`. `None`,
+    /// said aloud, where it is missing.
     pub(crate) fn under(&self, launcher: &str) -> Option<World> {
         let (run, words) = self.words();
         let size = self.size.to_string();
-        let mut start = match launcher {
-            "shell" => {
-                let ranks = "for r in $(seq 0 $((n - 1))); do OMPI_COMM_WORLD_RANK=$r OMPI_COMM_WORLD_LOCAL_RANK=$r \"$@\" & done; wait";
-                let mut sh = Command::new("sh");
-                sh.args(["-c", ranks, "sh"]).env("n", &size).env("OMPI_COMM_WORLD_SIZE", &size);
-                sh
-            }
-            "mpirun.openmpi" => {
-                let mut mpirun = Command::new(launcher);
-                mpirun.args(["--oversubscribe", "--bind-to", "none", "-n", &size]);
-                mpirun.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-                mpirun
-            }
-            _ => {
-                let mut mpirun = Command::new(launcher);
-                mpirun.args(["-n", &size]);
-                mpirun
-            }
+        let (program, args): (&str, &[&str]) = match launcher {
+            "shell" => ("sh", &["-c", SHELL, "sh", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", &size]),
+            "shell by hand" => ("sh", &["-c", SHELL, "sh", "RETORT_RANK", "RETORT_WORLD_SIZE", &size]),
+            "mpirun.openmpi" => (launcher, &["--oversubscribe", "--bind-to", "none", "-n", &size]),
+            _ => (launcher, &["-n", &size]),
         };
-        let found = Command::new(start.get_program()).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let mut start = Command::new(program);
+        start.args(args).env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         if found.is_err() {
             eprintln!("SKIPPED: there is no {launcher} here");
             return None;

@@ -1,0 +1,135 @@
+//! F2: a rank is stopped; and no false alarm where all are starved.
+
+use crate::deaths::goes_on;
+use crate::job::set_up;
+use crate::launching::{Launch, World, signal, until};
+use crate::program::small_fashion;
+use crate::table::{Dice, Tally, is_long, runs, turn};
+use std::process::{Child, Command};
+use std::time::Instant;
+
+/// The limit of a hang in seconds, and the settings that make it so in every phase.
+fn limits() -> (f64, [&'static str; 6]) {
+    match is_long() {
+        true => (10.0, ["--set", "ranks.hang_s=10", "--set", "ranks.slow_phase_s=10", "--set", "ranks.heartbeat_s=1"]),
+        false => (1.5, ["--set", "ranks.hang_s=1.5", "--set", "ranks.slow_phase_s=1.5", "--set", "ranks.heartbeat_s=0.2"]),
+    }
+}
+
+/// When a rank is stopped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    Step,
+    Evaluation,
+    /// Of rank 0, which alone writes it.
+    Checkpoint,
+}
+
+/// Waits for the moment; the rank to stop, and the phases that a report may name.
+fn wait(when: When, world: &World, dice: &mut Dice) -> (usize, &'static [&'static str]) {
+    match when {
+        When::Step => {
+            world.at_step(2 + dice.below(20));
+            (dice.below(3) as usize, &["load", "forward", "all_reduce", "update"])
+        }
+        When::Evaluation => {
+            world.at_step(EPOCH);
+            (1 + dice.below(2) as usize, &["evaluate"])
+        }
+        When::Checkpoint => {
+            let begun = |name: std::ffi::OsString| name.to_str().is_some_and(|name| name.starts_with("tmp-"));
+            let look = || std::fs::read_dir(world.run.join("checkpoints")).ok();
+            until("a checkpoint", || look()?.flatten().any(|entry| begun(entry.file_name())).then_some(()));
+            (0, &["checkpoint"])
+        }
+    }
+}
+
+/// Images, and steps of an epoch in batches of 24.
+const IMAGES: u32 = 720;
+const EPOCH: u64 = 30;
+
+fn one_stops(when: When, dice: &mut Dice, tally: &mut Tally) -> bool {
+    let folder = set_up();
+    small_fashion(folder.path(), IMAGES);
+    let (limit, settings) = limits();
+    let args = [&["--epochs", "2000", "--global-batch", "24", "--set", "output.checkpoint_steps=25"][..], &settings].concat();
+    let mut world = Launch { folder: folder.path(), run: "run", size: 3, args: &args }.start();
+    let (victim, phases) = wait(when, &world, dice);
+    let (begin, stopped) = (Instant::now(), world.processes[victim].id());
+    signal(stopped, "STOP");
+    let witness = usize::from(victim == 0);
+    let (at, line) = world.processes[witness].says("retort: rank ");
+    // What remains after the limit is compared with the target.
+    tally.detected(begin + std::time::Duration::from_secs_f64(limit), at);
+    let named = line.starts_with(&format!("retort: rank {victim} (")) && line.contains(" hung: ");
+    tally.named(named);
+    for rank in (0..3).filter(|&rank| rank != victim) {
+        let (code, last) = world.processes[rank].ends();
+        assert_eq!(code, 77, "rank {rank}: {}", world.words());
+        tally.gone(begin + std::time::Duration::from_secs_f64(limit), last);
+    }
+    let state = std::fs::read_to_string(format!("/proc/{stopped}/stat")).unwrap();
+    assert!(state.contains(") T "), "it is still stopped: {state}");
+    signal(stopped, "KILL");
+    let codes = world.ends().0;
+    tally.ended(&codes);
+    goes_on(folder.path(), &args);
+    phases.iter().any(|phase| line.contains(&format!("phase {phase}")))
+}
+
+#[test]
+fn f02_a_stopped_rank_is_named_with_its_phase() {
+    let _turn = turn();
+    let mut dice = Dice::new();
+    let cases = [
+        (When::Step, "in a step", false),
+        (When::Evaluation, "in an evaluation", false),
+        // A checkpoint may be done by the time that the signal arrives.
+        (When::Checkpoint, "as it begins a checkpoint", true),
+    ];
+    for (when, how, may_miss) in cases {
+        let mut tally = Tally::new("F2", &format!("SIGSTOP of a rank of 3 {how}; times after the limit of {} s", limits().0));
+        let n = runs(1, 50);
+        let right = (0..n).filter(|_| one_stops(when, &mut dice, &mut tally)).count();
+        tally.note(format!("phase named in {right} of {n}"));
+        assert!(right == n || may_miss, "{how}: the phase was named in {right} of {n}");
+        tally.end(2.0, 5.0);
+    }
+}
+
+/// Takes all it gets of one core.
+struct Busy(Child);
+
+impl Busy {
+    fn start() -> Busy {
+        Busy(Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("sh starts"))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn f02_starved_ranks_raise_no_alarm() {
+    let _turn = turn();
+    let folder = set_up();
+    let cores = std::thread::available_parallelism().map_or(2, |n| n.get());
+    let _busy: Vec<Busy> = (0..2 * cores).map(|_| Busy::start()).collect();
+    let epochs = runs(3, 200) * if is_long() { 10 } else { 1 };
+    let epochs = epochs.to_string();
+    let args = [&["--epochs", &epochs][..], &limits().1].concat();
+    let begin = Instant::now();
+    let mut world = Launch { folder: folder.path(), run: "run", size: 2, args: &args }.start();
+    let (codes, _) = crate::launching::patiently(|| world.ends());
+    assert_eq!(codes, [0, 0], "{}", world.words());
+    let took = begin.elapsed().as_secs_f64();
+    let mut tally = Tally::new("F2", &format!("{} busy processes beside 2 ranks, {epochs} epochs: no alarm", 2 * cores));
+    tally.ended(&codes);
+    tally.note(format!("{took:.0} s"));
+    tally.end(0.0, 0.0);
+}

@@ -1,0 +1,154 @@
+//! F3, F22: a rank that is slow is told of and the run goes on; what the watching costs.
+
+use crate::job::set_up;
+use crate::launching::{Launch, World, signal};
+use crate::program::small_fashion;
+use crate::table::{Tally, is_long, runs, turn};
+use serde_json::Value;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// One stop and one go: far below the length of the window in which ranks are compared.
+const CYCLE: Duration = Duration::from_millis(100);
+
+/// Makes a process `factor` times as slow, by stopping it for the rest of every cycle; until dropped.
+struct Slow {
+    done: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Slow {
+    fn down(pid: u32, factor: f64) -> Slow {
+        let done = Arc::new(AtomicBool::new(false));
+        let asked = done.clone();
+        let cycle = move || {
+            while !asked.load(Ordering::SeqCst) {
+                signal(pid, "STOP");
+                std::thread::sleep(CYCLE.mul_f64(1.0 - 1.0 / factor));
+                signal(pid, "CONT");
+                std::thread::sleep(CYCLE.mul_f64(1.0 / factor));
+            }
+        };
+        Slow { done, thread: Some(std::thread::spawn(cycle)) }
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::SeqCst);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn lines(run: &Path, name: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(run.join(name)).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Steps at which ranks were told of as slow, with the words.
+fn warnings(run: &Path) -> Vec<(u64, String)> {
+    let told = lines(run, "metrics.jsonl").into_iter().filter(|line| line["event"] == "straggler");
+    told.map(|line| (line["step"].as_u64().unwrap(), line["text"].as_str().unwrap().to_string())).collect()
+}
+
+/// Two ranks train to the end, rank 1 `factor` times as slow from this step on.
+fn two(folder: &Path, factor: f64) -> (World, Vec<i32>) {
+    small_fashion(folder, 1280); // 80 steps an epoch
+    let steps = (SLOW_FROM + 75).to_string();
+    let args = ["--epochs", "2000", "--max-steps", &steps, "--set", "ranks.heartbeat_s=0.2"];
+    let mut world = Launch { folder, run: "run", size: 2, args: &args }.start();
+    world.at_step(SLOW_FROM);
+    let slow = (factor > 1.0).then(|| Slow::down(world.processes[1].id(), factor));
+    let codes = match factor >= 1.3 {
+        true => {
+            let told = world.processes[0].says("warning: rank 1 (");
+            assert!(told.1.ends_with("the run goes on"), "{}", told.1);
+            drop(slow);
+            world.ends().0
+        }
+        false => world.ends().0,
+    };
+    (world, codes)
+}
+
+/// A window of steps without a slow phase or the first step comes before it.
+const SLOW_FROM: u64 = 25;
+
+#[test]
+fn f03_a_slow_rank_is_told_of_and_the_run_goes_on() {
+    let _turn = turn();
+    for factor in [2.0, 5.0] {
+        let mut tally = Tally::new("F3", &format!("rank 1 of 2 stopped so often that it is {factor} × as slow"));
+        let mut worst = 0;
+        for _ in 0..runs(1, 20) {
+            let folder = set_up();
+            let (world, codes) = two(folder.path(), factor);
+            assert_eq!(codes, [0, 0], "{}", world.words());
+            let told = warnings(&world.run);
+            tally.named(told.iter().all(|(_, text)| text.starts_with("warning: rank 1 (")));
+            tally.ended(&codes);
+            let after = told.first().expect("it is in the log too").0 - SLOW_FROM;
+            let limit = if is_long() { 20 } else { 40 };
+            assert!(after <= limit, "{factor}: told after {after} steps: {told:?}");
+            worst = worst.max(after);
+        }
+        tally.note(format!("told after {worst} steps at most"));
+        tally.end(0.0, 0.0);
+    }
+}
+
+#[test]
+fn f03_ranks_of_one_pace_are_not_told_of() {
+    let _turn = turn();
+    for factor in [1.0, 1.1] {
+        let mut tally = Tally::new("F3", &format!("rank 1 of 2 stopped so often that it is {factor} × as slow: no warning"));
+        for _ in 0..runs(1, 20) {
+            let folder = set_up();
+            let (world, codes) = two(folder.path(), factor);
+            assert_eq!(codes, [0, 0], "{}", world.words());
+            tally.ended(&codes);
+            assert_eq!(warnings(&world.run), [], "{factor}: {}", world.words());
+        }
+        tally.end(0.0, 0.0);
+    }
+}
+
+/// Seconds from the first step of a run to its last, at this heartbeat.
+fn seconds(heartbeat: &str) -> f64 {
+    let folder = set_up();
+    small_fashion(folder.path(), 3200);
+    let heartbeat = format!("ranks.heartbeat_s={heartbeat}");
+    let args = ["--max-steps", "199", "--set", &heartbeat, "--set", "ranks.hang_s=1000"];
+    let mut world = Launch { folder: folder.path(), run: "run", size: 2, args: &args }.start();
+    assert_eq!(world.ends().0, [0, 0], "{}", world.words());
+    let times: Vec<f64> = lines(&world.run, "logs/0.jsonl").iter().map(|line| line["t"].as_f64().unwrap()).collect();
+    times.last().unwrap() - times[0]
+}
+
+/// A run of several processes is always watched, so ten times the usual heartbeats are held against none.
+#[test]
+fn f22_watching_costs_nothing() {
+    let _turn = turn();
+    let pairs = runs(0, 40);
+    if pairs == 0 {
+        eprintln!("SKIPPED: in the long form only");
+        return;
+    }
+    let pair = |i: usize| {
+        let (often, never) = if i % 2 == 0 { (seconds("0.1"), seconds("100")) } else { (seconds("100"), seconds("0.1")) };
+        if i % 2 == 0 { often / never } else { never / often }
+    };
+    let mut ratios: Vec<f64> = (0..pairs).map(pair).collect();
+    ratios.sort_by(f64::total_cmp);
+    let median = ratios[pairs / 2];
+    // Of the median of normal values.
+    let spread = (ratios[3 * pairs / 4] - ratios[pairs / 4]) / 1.35 * 1.25 / (pairs as f64).sqrt();
+    let mut tally = Tally::new("F22", "199 steps of 2 ranks with heartbeats of 0.1 s against 100 s, in pairs");
+    (0..pairs).for_each(|_| tally.ended(&[0, 0]));
+    tally.note(format!("time of a step × {median:.4} ± {spread:.4} (median, standard error)"));
+    tally.end(0.0, 0.0);
+    assert!(median - 2.0 * spread <= 1.005, "{median} ± {spread}: {ratios:?}");
+}
