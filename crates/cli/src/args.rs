@@ -42,9 +42,9 @@ pub(crate) enum Color {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 a comparison found a difference, 64 usage or recipe, 65 bad data, 70 a bug, 71 a GPU failed, 74 a checkpoint could not be written or read,
-75 stopped with a good checkpoint (run again to go on), 78 a check before the start failed, 79 not finite,
-130 and 143 stopped by INT and TERM";
+Exit codes: 0 done, 1 a comparison found a difference, 64 usage or recipe, 65 bad data, 69 a rank did not come, 70 a bug, 71 a GPU or NCCL failed,
+74 a checkpoint could not be written or read, 75 stopped with a good checkpoint (run again to go on), 76 another rank was lost, 77 a rank hung,
+78 a check before the start failed, 79 not finite, or ranks differ, 130 and 143 stopped by INT and TERM";
 
 /// Edits of a recipe. Order: the file, then --set, then the flags.
 #[derive(Debug, Args)]

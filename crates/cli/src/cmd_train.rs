@@ -100,9 +100,12 @@ pub(crate) fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Exit, CliErro
         Err(_) => Path::new("runs").join(args.recipe.file_stem().unwrap_or_default()),
     });
     let joined = launch::join(Start { place, run_dir: &run_dir, loaded: &loaded, device: args.device, parent })?;
-    if joined.rank == 0 && !args.quiet {
+    if joined.rank > 0 {
+        terminal.log.into_file(&run_dir, joined.rank);
+    } else if !args.quiet {
         terminal.note(joined.table());
     }
+    tracing::info!(rank = joined.rank, world_size = joined.world_size, device = %joined.device, "joined");
     Ok(launch::as_rank(&joined, || train(args, terminal, loaded?, Some(joined.clone()))))
 }
 

@@ -17,6 +17,7 @@ mod cmd_train;
 mod error;
 mod exit_code;
 mod launch;
+mod logging;
 mod output;
 mod summary;
 

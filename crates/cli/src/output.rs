@@ -2,6 +2,7 @@
 
 use crate::args::Color;
 use crate::error::CliError;
+use crate::logging::Log;
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Report};
 use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -10,6 +11,7 @@ use train::recipe_parse::RecipeError;
 
 /// Where a person may look on.
 pub(crate) struct Terminal {
+    pub log: Log,
     theme: GraphicalTheme,
 }
 
@@ -21,7 +23,8 @@ impl Terminal {
             Color::Never => false,
             Color::Auto => io::stderr().is_terminal() && !plain,
         };
-        Terminal { theme: if colored { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() } }
+        let theme = if colored { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+        Terminal { log: Log::start(), theme }
     }
 
     /// A result, with a line end.

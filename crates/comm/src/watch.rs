@@ -18,6 +18,7 @@ use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
 use nix::unistd::{Pid, getppid};
 use serde::{Deserialize, Serialize};
 use std::io;
+use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc as sync};

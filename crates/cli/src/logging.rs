@@ -1,0 +1,52 @@
+//! Diagnostics of the program itself (`tracing`): what `RETORT_LOG` asks for, warnings without it.
+//!
+//! `RETORT_LOG=info,comm=debug` is a level, then levels of parts. They go to stderr; of ranks other than 0 into `logs/<rank>.log`
+//! of the run folder, as soon as that is known.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Where diagnostics go.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<OnceLock<File>>);
+
+impl Log {
+    /// Starts logging, to stderr. A filter that cannot be read is said there and replaced by warnings.
+    pub(crate) fn start() -> Log {
+        let log = Log::default();
+        let asked = std::env::var("RETORT_LOG").unwrap_or_default();
+        let filter = EnvFilter::try_new(if asked.is_empty() { "warn" } else { &asked });
+        let filter = filter.unwrap_or_else(|why| {
+            let _ =
+                writeln!(io::stderr(), "warning: RETORT_LOG={asked:?}: {why}; expected for example info,comm=debug");
+            EnvFilter::new("warn")
+        });
+        // Only a second start could fail.
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(log.clone()).try_init();
+        log
+    }
+
+    /// From now on into this rank's file. Stderr stays where there can be none.
+    pub(crate) fn into_file(&self, run_dir: &Path, rank: usize) {
+        let logs = run_dir.join("logs");
+        let open = || OpenOptions::new().create(true).append(true).open(logs.join(format!("{rank}.log")));
+        if let Ok(file) = std::fs::create_dir_all(&logs).and_then(|()| open()) {
+            let _ = self.0.set(file);
+        }
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Box<dyn Write + 'a>;
+
+    fn make_writer(&'a self) -> Box<dyn Write + 'a> {
+        match self.0.get() {
+            Some(file) => Box::new(file),
+            None => Box::new(io::stderr()),
+        }
+    }
+}
