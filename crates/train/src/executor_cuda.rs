@@ -2,7 +2,7 @@
 
 use crate::error::TrainError;
 use crate::executor::{Executor, on_host};
-use crate::joined::{Joined, shares_gpu};
+use crate::joined::{Joined, shares_gpu, shares_gpu_by_nccl};
 use crate::recipe::{Gradients, RanksSection};
 use comm::discover::Environment;
 use comm::{Communicator, Library, Nccl, NcclSettings};
@@ -36,7 +36,8 @@ impl Executor for cuda::Executor {
     ) -> Result<(), TrainError> {
         let (world, gradients) = (comm.world_size(), settings.gradients);
         let gradients = if gradients == Gradients::Bf16 { cuda::Gradients::Bf16 } else { cuda::Gradients::F32 };
-        if world == 1 || shares_gpu(&Environment::of_process()) {
+        let environment = Environment::of_process();
+        if world == 1 || shares_gpu(&environment) && !shares_gpu_by_nccl(&environment) {
             return Ok(());
         }
         let failed =

@@ -235,6 +235,11 @@ const IO: u8 = 74;
 const PREFLIGHT: u8 = 78;
 const USAGE: u8 = 64;
 
+/// `RETORT_SHARE_GPU=nccl`: ranks on one GPU sum by NCCL after all, which its versions allow with variables of their own.
+pub(crate) fn shares_gpu_by_nccl(environment: &Environment) -> bool {
+    environment.get("RETORT_SHARE_GPU") == Some("nccl")
+}
+
 /// `RETORT_SHARE_GPU`: ranks may use one GPU together.
 pub(crate) fn shares_gpu(environment: &Environment) -> bool {
     environment.get("RETORT_SHARE_GPU").is_some_and(|v| !v.is_empty() && v != "0")
