@@ -270,6 +270,12 @@ mod tests {
             bytes.extend(wire::encode(&Proof(proof)).unwrap());
             let mut peer = tokio::io::join(bytes.as_slice(), tokio::io::sink());
             prop_assert!(matches!(block_on(gate(1, "a").let_in(&mut peer)), Err(AuthError::Proof)));
+            // Nor is somebody rank 0 who lets everybody in.
+            let mut bytes = wire::encode(&Challenge(nonce)).unwrap();
+            bytes.extend(wire::encode(&Proof(proof)).unwrap());
+            let mut peer = tokio::io::join(bytes.as_slice(), tokio::io::sink());
+            let entered = block_on(gate(1, "a").enter(&mut peer, Role::Control, rank));
+            prop_assert!(matches!(entered, Err(AuthError::Proof)));
         }
     }
 }

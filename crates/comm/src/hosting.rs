@@ -29,9 +29,11 @@ const NOISE_EVERY: Duration = Duration::from_secs(60);
 /// Longer reasons not to start are cut.
 const TEXT_CHARS: usize = 100_000;
 
-/// What rank 0 tells each member at the end. After `Go` come the members, one message each, in rank order.
+/// What rank 0 tells each member: `Welcome` when it has heard who that is, and one of the others at the end. After `Go` come the
+/// members, one message each, in rank order.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Verdict {
+    Welcome,
     Go,
     Stop { code: u8, text: String },
 }
@@ -142,6 +144,8 @@ async fn greet(mut stream: TcpStream, peer: SocketAddr, gate: &Gate) -> Result<E
             Member { rank, host: peer.ip().to_string(), trouble: Some((78, text)), ..Member::default() }
         }
     };
+    // Nothing is waited for from here on: who is welcome is a guest.
+    wire::send_async(&mut stream, &Verdict::Welcome).await.map_err(|e| e.to_string())?;
     Ok(Event::Control(Guest { member, control: stream }))
 }
 
@@ -284,5 +288,64 @@ impl Noise {
             self.logged = Some(Instant::now());
             tracing::warn!(%peer, why, total = self.total, "a connection that is not of this job was refused");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::Secret;
+
+    /// What rank 0 makes of a control connection of rank 3 on which `introduction` is sent.
+    fn greeted(introduction: Vec<u8>) -> Result<Event, String> {
+        let gate = Gate { secret: Secret::random().unwrap(), job: "job".into() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut member = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (stream, peer) = listener.accept().await.unwrap();
+            let (event, ()) = tokio::join!(greet(stream, peer, &gate), async {
+                gate.enter(&mut member, Role::Control, 3).await.unwrap();
+                member.write_all(&introduction).await.unwrap();
+                member.shutdown().await.unwrap();
+            });
+            event
+        })
+    }
+
+    #[test]
+    fn an_unknown_introduction_is_the_trouble_of_a_rank_of_another_build() {
+        let other_rank = wire::encode(&Member { rank: 2, ..Member::default() }).unwrap();
+        for introduction in [wire::encode(&(1u64, "of another version")).unwrap(), other_rank, vec![255; 8]] {
+            let Ok(Event::Control(guest)) = greeted(introduction) else { panic!() };
+            let (code, text) = guest.member.trouble.clone().unwrap();
+            assert!((guest.member.rank, code) == (3, 78) && text.contains("install one build"), "{text}");
+            let own = Member { world_size: 4, ..Member::default() };
+            let stop = roll::refusal(&[&own, &guest.member], &[], &MeetingLimits::default()).unwrap();
+            assert!(
+                stop.text.starts_with("rank 3: what it says of itself is unknown here (127.0.0.1:"),
+                "{}",
+                stop.text
+            );
+        }
+        let same = wire::encode(&Member { rank: 3, ..Member::default() }).unwrap();
+        assert!(matches!(greeted(same), Ok(Event::Control(guest)) if guest.member.trouble.is_none()));
+        assert!(greeted(vec![9, 0, 0]).is_err(), "who hangs up in between is noise");
+    }
+
+    #[test]
+    fn noise_is_logged_once_a_minute_and_counted() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut noise = Noise::default();
+            let peer = "10.0.0.9:1".parse().unwrap();
+            noise.hear(peer, "first");
+            let logged = noise.logged.unwrap();
+            noise.hear(peer, "second");
+            assert_eq!((noise.total, noise.logged), (2, Some(logged)));
+            noise.logged = Some(logged - NOISE_EVERY);
+            noise.hear(peer, "a minute later");
+            assert!(noise.total == 3 && noise.logged.unwrap() >= logged);
+        });
     }
 }

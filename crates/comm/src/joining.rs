@@ -7,7 +7,7 @@ use crate::meeting::{Links, MeetingError, MeetingLimits, Met, UNREACHABLE};
 use crate::member::Member;
 use crate::roll::Stop;
 use crate::sockets::Sockets;
-use crate::wire::{self, MEMBER, WireError};
+use crate::wire::{self, MEMBER, STRANGER, WireError};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -95,6 +95,7 @@ impl Seeker<'_> {
         if let Some((_, text)) = &mut own.trouble {
             *text = text.chars().take(TROUBLE_CHARS).collect();
         }
+        let begun = Instant::now();
         let mut pause = FIRST_PAUSE;
         let mut warned = false;
         loop {
@@ -104,23 +105,25 @@ impl Seeker<'_> {
                     let gate = Gate { secret, job: self.job.to_owned() };
                     let mut reasons = Vec::new();
                     for address in addresses {
-                        match self.control(&gate, address, &own).await {
-                            Ok(control) => return Ok(Found { gate, address, control }),
-                            Err(why) => reasons.push(format!("{address}: {why}")),
+                        match timeout_at(self.deadline, self.control(&gate, address, &own)).await {
+                            Ok(Ok(control)) => return Ok(Found { gate, address, control }),
+                            Ok(Err(why)) => reasons.push(format!("{address}: {why}")),
+                            Err(_) => reasons.push(format!("{address}: no answer yet")),
                         }
                     }
                     reasons.join("; ")
                 }
             };
-            if !warned && matches!(find, Find::Known(..)) && why.contains("proof") {
-                tracing::warn!("rank {}: {why}; still trying", self.rank);
+            let now = Instant::now();
+            if !warned && now >= begun + self.limits.handshake {
+                tracing::warn!("rank {} still looks for rank 0: {why}", self.rank);
                 warned = true;
             }
-            if Instant::now() + pause >= self.deadline {
+            sleep_until((now + pause).min(self.deadline)).await;
+            if Instant::now() >= self.deadline {
                 let text = format!("rank {} did not find rank 0 in {:?}: {why}", self.rank, self.limits.rendezvous);
                 return Err(MeetingError::own(UNREACHABLE, text));
             }
-            sleep_until(Instant::now() + pause).await;
             pause = (pause * 3 / 2).min(LONGEST_PAUSE);
         }
     }
@@ -128,7 +131,11 @@ impl Seeker<'_> {
     async fn control(&self, gate: &Gate, address: SocketAddr, own: &Member) -> Result<TcpStream, String> {
         let mut control = self.connect(gate, address, Role::Control).await?;
         wire::send_async(&mut control, own).await.map_err(|e| e.to_string())?;
-        Ok(control)
+        match timeout(self.limits.handshake, wire::receive_async(&mut control, STRANGER)).await {
+            Ok(Ok(Verdict::Welcome)) => Ok(control),
+            Ok(Err(error)) => Err(format!("no welcome: {error}")),
+            _ => Err("no welcome in time".into()),
+        }
     }
 
     /// The data connection, tried again for as long as the verdict is not there.
@@ -167,6 +174,7 @@ enum Heard {
 async fn hear(control: &mut TcpStream) -> Result<Heard, WireError> {
     match wire::receive_async(control, MEMBER).await? {
         Verdict::Stop { code, text } => Ok(Heard::Stop(Stop { code, text })),
+        Verdict::Welcome => Err(WireError::Garbled(0)),
         Verdict::Go => {
             let first: Member = wire::receive_async(control, MEMBER).await?;
             let mut members = vec![first];

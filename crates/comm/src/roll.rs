@@ -48,9 +48,9 @@ pub(crate) fn is_wrong(own: &Member, guest: &Member) -> bool {
 /// of the same rank.
 pub(crate) fn refusal(present: &[&Member], doubles: &[Member], limits: &MeetingLimits) -> Option<Stop> {
     double(present, doubles)
+        .or_else(|| troubles(present))
         .or_else(|| world_sizes(present))
         .or_else(|| programs(present))
-        .or_else(|| troubles(present))
         .or_else(|| recipes(present))
         .or_else(|| local_ranks(present))
         .or_else(|| if limits.share_gpu { None } else { gpus(present) })
@@ -120,7 +120,7 @@ fn programs(present: &[&Member]) -> Option<Stop> {
     ))
 }
 
-/// Equal troubles are one line.
+/// Equal troubles are one line. They come before what differs: who is in trouble may not know the rest of itself.
 fn troubles(present: &[&Member]) -> Option<Stop> {
     let troubled = || present.iter().filter_map(|m| Some((m.rank, m.trouble.as_ref()?)));
     let (_, (code, _)) = troubled().next()?;

@@ -218,7 +218,7 @@ fn the_file_of_a_dead_job_is_read_again_until_it_is_replaced() {
 
 #[test]
 fn another_secret_or_another_job_does_not_come_in() {
-    let short = MeetingLimits { rendezvous: Duration::from_millis(1500), ..limits() };
+    let short = MeetingLimits { rendezvous: Duration::from_millis(800), ..limits() };
     let address = format!("127.0.0.1:{}", free_port());
     let known = |byte| By::Known { address: address.clone(), secret: secret(byte) };
     let board = Board::default();
@@ -232,9 +232,9 @@ fn another_secret_or_another_job_does_not_come_in() {
         });
         assert_eq!((one.code(), one.said(), two.code(), two.said()), (69, false, 69, false));
         let (one, two) = (one.to_string(), two.to_string());
-        assert!(one.starts_with("rank 1 of 2 missing after 1.5s; rank 0 listens on 127.0.0.1:"), "{one}");
+        assert!(one.starts_with("rank 1 of 2 missing after 800ms; rank 0 listens on 127.0.0.1:"), "{one}");
         assert!(one.contains("connections without proof of belonging to this job"), "{one}");
-        assert!(two.starts_with("rank 1 did not find rank 0 in 1.5s: 127.0.0.1:"), "{two}");
+        assert!(two.starts_with("rank 1 did not find rank 0 in 800ms: 127.0.0.1:"), "{two}");
         assert!(two.contains("no proof of belonging to this job: another job, or another secret"), "{two}");
     }
 }
@@ -324,8 +324,13 @@ fn a_rank_that_leaves_may_come_back() {
     thread::scope(|s| {
         let rank0 = s.spawn(|| meet(member(0, 3), "job", board.by(), &limits()));
         board.wait();
-        let error = meet(member(1, 3), "job", board.by(), &short).err().unwrap();
-        assert!(error.to_string().ends_with("it does not say whether to start"), "{error}");
+        // On a busy machine it may not even be heard in so short a time.
+        while !meet(member(1, 3), "job", board.by(), &short)
+            .err()
+            .unwrap()
+            .to_string()
+            .ends_with("it does not say whether to start")
+        {}
         let rank1 = s.spawn(|| meet(member(1, 3), "job", board.by(), &limits()));
         let rank2 = meet(member(2, 3), "job", board.by(), &limits());
         use_all(vec![rank0.join().unwrap(), rank1.join().unwrap(), rank2], 3);
