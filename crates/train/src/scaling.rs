@@ -106,7 +106,7 @@ impl Scaling {
 
 fn phases(plan: &Plan, micro_batches: usize, options: &ScalingOptions) -> Vec<ScaledPhase> {
     let precision = plan.graph.precision;
-    let counted = |launches: &[Launch]| -> f64 { launches.iter().map(|l| weight(l, precision)).sum() };
+    let counted = |launches: &[Launch]| -> f64 { launches.iter().fold(0.0, |sum, l| sum + weight(l, precision)) };
     let all = (0..plan.phases.len()).map(|p| {
         micro_batches as f64 * counted(plan.section(p, Section::Body)) + counted(plan.section(p, Section::Update))
     });
@@ -193,7 +193,7 @@ impl Display for Scaling {
             let (whole, exposed) = (phase.whole_s * 1e3, phase.exposed_s * 1e3);
             writeln!(
                 f,
-                "one all-reduce after the body: {whole:.3} ms; exposed behind it with buckets: {exposed:.3} ms"
+                "one all-reduce after the body: {whole:.3} ms; of overlapped buckets, exposed: {exposed:.3} ms"
             )?;
         }
         let share = |seconds: f64| 100.0 * seconds / self.step_s();
