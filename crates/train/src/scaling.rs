@@ -167,7 +167,8 @@ fn flops_a_byte(precision: Precision) -> f64 {
 impl Display for Scaling {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
         let ScalingOptions { world_size: n, link, step_ms } = self.options;
-        let (alpha, rate) = (link.latency_s * 1e6, link.bytes_per_s / 1e9);
+        // To the nanosecond and megabyte: a unit's factor leaves binary fractions.
+        let (alpha, rate) = ((link.latency_s * 1e9).round() / 1e3, (link.bytes_per_s / 1e6).round() / 1e3);
         let mb = |bytes: usize| bytes as f64 / 1e6;
         writeln!(
             f,
