@@ -106,7 +106,7 @@ impl Scaling {
 
 fn phases(plan: &Plan, micro_batches: usize, options: &ScalingOptions) -> Vec<ScaledPhase> {
     let precision = plan.graph.precision;
-    let counted = |launches: &[Launch]| -> f64 { launches.iter().map(|l| weight(l, precision)).sum() };
+    let counted = |launches: &[Launch]| -> f64 { launches.iter().fold(0.0, |sum, l| sum + weight(l, precision)) };
     let all = (0..plan.phases.len()).map(|p| {
         micro_batches as f64 * counted(plan.section(p, Section::Body)) + counted(plan.section(p, Section::Update))
     });
@@ -167,7 +167,8 @@ fn flops_a_byte(precision: Precision) -> f64 {
 impl Display for Scaling {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
         let ScalingOptions { world_size: n, link, step_ms } = self.options;
-        let (alpha, rate) = (link.latency_s * 1e6, link.bytes_per_s / 1e9);
+        // To the nanosecond and megabyte: a unit's factor leaves binary fractions.
+        let (alpha, rate) = ((link.latency_s * 1e9).round() / 1e3, (link.bytes_per_s / 1e6).round() / 1e3);
         let mb = |bytes: usize| bytes as f64 / 1e6;
         writeln!(
             f,
@@ -193,7 +194,7 @@ impl Display for Scaling {
             let (whole, exposed) = (phase.whole_s * 1e3, phase.exposed_s * 1e3);
             writeln!(
                 f,
-                "one all-reduce after the body: {whole:.3} ms; exposed behind it with buckets: {exposed:.3} ms"
+                "one all-reduce after the body: {whole:.3} ms; of overlapped buckets, exposed: {exposed:.3} ms"
             )?;
         }
         let share = |seconds: f64| 100.0 * seconds / self.step_s();
