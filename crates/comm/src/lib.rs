@@ -36,10 +36,12 @@ mod threads;
 pub mod wire;
 
 pub use auth::{Secret, SecretError};
+pub use interface::listening_addresses;
 pub use invitation::Invitation;
 pub use launcher::{Choice, Launcher};
 pub use nccl::{Aborter, Element, Nccl, NcclSettings};
 pub use nccl_library::{Library, NcclError, VERSION_WANTED, version_text};
+pub use roll::name_ranks;
 pub use shared::Shared;
 pub use sockets::Sockets;
 pub use death::Death;
