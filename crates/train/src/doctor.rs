@@ -215,7 +215,7 @@ fn run(checks: Vec<Check>, asked: Asked, limit: Duration) -> Vec<Finding> {
         let remedy = "run it again on an idle machine; if it stays so, a driver, a disk or a name server hangs";
         found[check].push(Finding::warn(names[check], what, remedy));
     }
-    found.concat()
+    by_area(found.concat())
 }
 
 /// What all ranks found, equal findings as one. Errors: a rank is gone.
@@ -238,9 +238,14 @@ fn collapsed(all: Vec<Vec<Finding>>) -> Vec<Finding> {
             }
         }
     }
-    let areas: Vec<String> = joint.iter().map(|f| f.area.clone()).collect();
-    joint.sort_by_key(|f| areas.iter().position(|a| *a == f.area));
-    joint
+    by_area(joint)
+}
+
+/// Findings of an area together, areas in the order in which they first occur.
+fn by_area(mut found: Vec<Finding>) -> Vec<Finding> {
+    let areas: Vec<String> = found.iter().map(|f| f.area.clone()).collect();
+    found.sort_by_key(|f| areas.iter().position(|a| *a == f.area));
+    found
 }
 
 /// Bytes for people: `1.5 GB`, `20.0 MB`.

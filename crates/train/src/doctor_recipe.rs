@@ -49,7 +49,7 @@ pub(crate) fn recipe(asked: &Asked, tell: &Tell, checkpoint_bytes: Sender<u64>) 
     for note in &session.notes {
         let (area, found) = match note.split_once(": ") {
             Some(("data", found)) => ("data", found),
-            Some(("steps", found)) => ("recipe", found),
+            Some(("steps", _)) => ("recipe", note.as_str()),
             _ => ("data", note.as_str()),
         };
         tell.tell(Finding::ok(area, found));
