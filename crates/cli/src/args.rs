@@ -1,7 +1,7 @@
 //! Flags that several commands share, and how they become edits of the recipe.
 
 use crate::error::CliError;
-use crate::{cmd_averaging, cmd_bench, cmd_eval, cmd_export, cmd_features, cmd_import, cmd_pack};
+use crate::{cmd_averaging, cmd_bench, cmd_doctor, cmd_eval, cmd_export, cmd_features, cmd_import, cmd_pack};
 use crate::{cmd_plan, cmd_predict, cmd_step, cmd_train};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -26,6 +26,7 @@ pub(crate) enum Command {
     Plan(cmd_plan::PlanArgs),
     Step(cmd_step::StepArgs),
     Bench(cmd_bench::BenchArgs),
+    Doctor(cmd_doctor::DoctorArgs),
     Pack(cmd_pack::PackArgs),
     Import(cmd_import::ImportArgs),
     Export(cmd_export::ExportArgs),

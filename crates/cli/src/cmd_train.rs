@@ -99,7 +99,8 @@ pub(crate) fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Exit, CliErro
         Ok(loaded) => train::run_dir(loaded),
         Err(_) => Path::new("runs").join(args.recipe.file_stem().unwrap_or_default()),
     });
-    let joined = launch::join(Start { place, run_dir: &run_dir, loaded: &loaded, device: args.device, parent })?;
+    let recipe = loaded.as_ref().map(Some);
+    let joined = launch::join(Start { place, run_dir: &run_dir, loaded: recipe, device: args.device, parent })?;
     if joined.rank > 0 {
         terminal.log.into_file(&run_dir, joined.rank);
     } else if !args.quiet {

@@ -78,7 +78,8 @@ impl LaunchArgs {
 pub(crate) struct Start<'a> {
     pub place: Place,
     pub run_dir: &'a Path,
-    pub loaded: &'a Result<Loaded, CliError>,
+    /// The recipe, if the command has one, or why it cannot be read.
+    pub loaded: Result<Option<&'a Loaded>, &'a CliError>,
     pub device: Option<Device>,
     pub parent: u32,
 }
@@ -90,7 +91,7 @@ pub(crate) fn join(start: Start<'_>) -> Result<Arc<Joined>, CliError> {
     let introduction = Introduction {
         place,
         run_dir,
-        recipe: loaded.as_ref().map(|l| &l.recipe).map_err(|e| (exit_code::of(e).code(), e.to_string())),
+        recipe: loaded.map(|l| l.map(|l| &l.recipe)).map_err(|e| (exit_code::of(e).code(), e.to_string())),
         device,
         parent: if launched { Parent::Launched { ppid: parent } } else { Parent::ByHand },
     };

@@ -5,6 +5,7 @@
 mod args;
 mod cmd_averaging;
 mod cmd_bench;
+mod cmd_doctor;
 mod cmd_eval;
 mod cmd_export;
 mod cmd_features;
@@ -60,6 +61,7 @@ fn run(command: &Command, terminal: &Terminal) -> Result<Exit, CliError> {
         Command::Plan(args) => cmd_plan::run(args, terminal),
         Command::Step(args) => cmd_step::run(args, terminal),
         Command::Bench(args) => cmd_bench::run(args, terminal),
+        Command::Doctor(args) => cmd_doctor::run(args, terminal),
         Command::Pack(args) => cmd_pack::run(args, terminal),
         Command::Import(args) => cmd_import::run(args, terminal),
         Command::Export(args) => cmd_export::run(args, terminal),

@@ -15,7 +15,7 @@ fn retort(args: &[&str]) -> Ran {
 fn help_and_version_are_results() {
     let help = retort(&["--help"]);
     assert_eq!((help.code, help.err.as_str()), (0, ""));
-    for command in ["train", "eval", "plan", "bench", "pack", "import", "export", "predict"] {
+    for command in ["train", "eval", "plan", "bench", "doctor", "pack", "import", "export", "predict"] {
         assert!(help.out.contains(&format!("\n  {command} ")), "{command} is not in {}", help.out);
         let own = retort(&[command, "--help"]);
         assert_eq!(own.code, 0, "{command}: {}", own.err);

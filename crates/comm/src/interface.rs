@@ -18,6 +18,14 @@ pub(crate) struct Interface {
 /// More than any sane host has; each costs a listener.
 const MOST: usize = 8;
 
+/// Interfaces and addresses of this host that rank 0 would listen on, the first to try first. `wanted` is `RETORT_IFNAME`.
+/// Errors: the interfaces cannot be listed, none has that name, or none is of use.
+pub fn listening_addresses(wanted: Option<&str>) -> Result<Vec<(String, IpAddr)>, String> {
+    let all = all().map_err(|e| format!("cannot list the network interfaces: {e}"))?;
+    let name = |address| all.iter().find(|i| i.address == address).map_or_else(String::new, |i| i.name.clone());
+    Ok(choose(&all, wanted)?.into_iter().map(|address| (name(address), address)).collect())
+}
+
 pub(crate) fn all() -> io::Result<Vec<Interface>> {
     let list = nix::ifaddrs::getifaddrs()?.filter(|i| i.flags.contains(InterfaceFlags::IFF_UP));
     Ok(list

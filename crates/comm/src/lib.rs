@@ -37,6 +37,7 @@ pub mod wire;
 
 pub use auth::{Secret, SecretError};
 pub use death::Death;
+pub use interface::listening_addresses;
 pub use invitation::Invitation;
 pub use launcher::{Choice, Launcher};
 pub use limits::Limits;
@@ -44,6 +45,7 @@ pub use nccl::{Aborter, Element, Nccl, NcclSettings};
 pub use nccl_library::{Library, NcclError, VERSION_WANTED, version_text};
 pub use progress::Progress;
 pub use recorder::Entry;
+pub use roll::name_ranks;
 pub use shared::Shared;
 pub use sockets::Sockets;
 pub use solo::Solo;

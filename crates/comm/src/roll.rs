@@ -16,7 +16,7 @@ const RECIPE: u8 = 64;
 const PREFLIGHT: u8 = 78;
 
 /// `rank 3`, `ranks 0 and 1`, `ranks 0-4,6`. In ascending order.
-pub(crate) fn name_ranks(ranks: &[u32]) -> String {
+pub fn name_ranks(ranks: &[u32]) -> String {
     match ranks {
         [one] => return format!("rank {one}"),
         [a, b] => return format!("ranks {a} and {b}"),

@@ -2,7 +2,7 @@
 
 use crate::arena::{Halves, Map, Need, Region, pretended};
 use crate::bind::{Addresses, Command, Math, bind};
-use crate::driver::{Buffer, Event, EventKind};
+use crate::driver::{Buffer, Event, EventKind, Gpu};
 use crate::error::CudaError;
 use crate::executor::Executor;
 use crate::module::stems;
@@ -21,6 +21,11 @@ pub struct Footprint {
     pub bytes: usize,
     /// Kernels, copies and fills of all lists.
     pub commands: usize,
+}
+
+/// Bytes of a GPU's memory that are free, and all of them. Makes a context there while it asks.
+pub fn free_memory(ordinal: usize) -> Result<(usize, usize), CudaError> {
+    Gpu::open(ordinal)?.memory()
 }
 
 /// Binds every launch of the plans of a run to made-up addresses, for a GPU of so many multiprocessors. No GPU is needed.

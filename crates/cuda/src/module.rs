@@ -18,6 +18,34 @@ pub fn stems() -> impl Iterator<Item = &'static str> {
     embedded::MODULES.iter().map(|m| m.0)
 }
 
+/// The targets of the embedded kernels, `sm_80 sm_90`; `None` if the program was built without nvcc.
+pub fn archs() -> Option<&'static str> {
+    if cfg!(no_kernels) { None } else { Some(embedded::ARCHS) }
+}
+
+/// How the embedded kernels come to run on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coverage {
+    /// As they are.
+    Compiled,
+    /// The driver compiles them when they are first loaded.
+    ByDriver,
+    Missing,
+}
+
+/// How kernels for `archs`, as [`archs`] has them, cover a GPU of a compute capability: compiled for an equal or smaller minor
+/// version of its major one, else from the PTX of the first.
+pub fn coverage(archs: &str, [major, minor]: [i32; 2]) -> Coverage {
+    let targets = || archs.split(' ').filter_map(|a| a.strip_prefix("sm_")?.parse::<i32>().ok());
+    if targets().any(|t| t / 10 == major && t % 10 <= minor) {
+        Coverage::Compiled
+    } else if targets().next().is_some_and(|first| first <= 10 * major + minor) {
+        Coverage::ByDriver
+    } else {
+        Coverage::Missing
+    }
+}
+
 /// The file that holds a kernel: the longest stem that its name begins with.
 fn module_of<'a>(kernel: &str, stems: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     stems.filter(|s| kernel.starts_with(s)).max_by_key(|s| s.len())
@@ -78,7 +106,22 @@ impl Modules {
 
 #[cfg(test)]
 mod tests {
-    use super::module_of;
+    use super::{Coverage, coverage, module_of};
+
+    #[test]
+    fn kernels_cover_their_major_version_and_what_came_later() {
+        let archs = "sm_80 sm_86 sm_90 sm_100";
+        for (compute, expected) in [
+            ([8, 0], Coverage::Compiled),
+            ([8, 9], Coverage::Compiled),
+            ([10, 3], Coverage::Compiled),
+            ([12, 0], Coverage::ByDriver),
+            ([7, 5], Coverage::Missing),
+        ] {
+            assert_eq!(coverage(archs, compute), expected, "{compute:?}");
+        }
+        assert_eq!(coverage("", [9, 0]), Coverage::Missing);
+    }
 
     #[test]
     fn a_kernel_is_in_the_file_with_the_longest_stem_of_its_name() {

@@ -98,9 +98,7 @@ impl Machine for cpu::Executor<f32> {
     }
 
     fn memory_bytes(&self, plan: &Plan, states: &StateTable, leaves: usize) -> usize {
-        let p = &plan.placement;
-        let run = p.batch_bytes + p.prepared_bytes + p.work_bytes;
-        states.bytes + run + p.layout.reduce_bytes + leaves * p.layout.carry_bytes
+        cpu_bytes(plan, states, leaves)
     }
 
     fn start_profile(&mut self) {
@@ -117,6 +115,13 @@ impl Machine for cpu::Executor<f32> {
         };
         self.profile(None).into_iter().zip(costs).map(timed).collect()
     }
+}
+
+/// Bytes that a run of this plan reserves on the CPU.
+pub(crate) fn cpu_bytes(plan: &Plan, states: &StateTable, leaves: usize) -> usize {
+    let p = &plan.placement;
+    let run = p.batch_bytes + p.prepared_bytes + p.work_bytes;
+    states.bytes + run + p.layout.reduce_bytes + leaves * p.layout.carry_bytes
 }
 
 /// Timed repeats of a rate on the CPU, of which the best counts: others share the machine.

@@ -18,7 +18,7 @@ use tensor::{TensorError, safe};
 /// Age at which a half-written save is surely nobody's any more.
 const TMP_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Saves that must fit on the disk before one is begun.
-const SPACE_FOR_CHECKPOINTS: u64 = 2;
+pub(crate) const SPACE_FOR_CHECKPOINTS: u64 = 2;
 
 /// Why a save or load failed.
 #[derive(Debug, thiserror::Error)]

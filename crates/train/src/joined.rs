@@ -24,8 +24,8 @@ type Samples = OnceLock<Box<dyn Fn(u64) -> String + Send + Sync>>;
 pub struct Introduction<'a> {
     pub place: Place,
     pub run_dir: &'a Path,
-    /// The recipe, or why this rank cannot start and the code it would end with.
-    pub recipe: Result<&'a Recipe, (u8, String)>,
+    /// The recipe, if the ranks meet for one, or why this rank cannot start and the code it would end with.
+    pub recipe: Result<Option<&'a Recipe>, (u8, String)>,
     pub device: Option<Device>,
     pub parent: Parent,
 }
@@ -74,10 +74,11 @@ impl Joined {
     pub fn join(own: Introduction<'_>) -> Result<Joined, JoinError> {
         let Introduction { place, run_dir, recipe, device, parent } = own;
         let environment = Environment::of_process();
-        let precision = recipe.as_ref().map_or(Precision::F32, |r| r.train.precision);
-        let limits = recipe.as_ref().map(|r| r.ranks.clone()).unwrap_or_default();
+        let known = recipe.as_ref().ok().copied().flatten();
+        let precision = known.map_or(Precision::F32, |r| r.train.precision);
+        let limits = known.map(|r| r.ranks.clone()).unwrap_or_default();
         let device = Device::choose(device, precision).and_then(|d| d.of_rank(place.local_rank));
-        let mut member = member(&place, recipe.map(recipe_hash))?;
+        let mut member = member(&place, recipe.map(|r| r.map_or([0; 32], recipe_hash)))?;
         match &device {
             Ok(Device::Cuda(ordinal)) => describe_gpu(*ordinal, &mut member),
             Ok(Device::Cpu) => member.device = "cpu".to_string(),
@@ -294,13 +295,14 @@ fn describe_gpu(ordinal: usize, member: &mut Member) {
     }
 }
 
+/// Whether the launcher is one of MPI.
+pub(crate) fn speaks_mpi(launcher: Launcher) -> bool {
+    matches!(launcher, Launcher::OpenMpi | Launcher::Pmi | Launcher::Mvapich2 | Launcher::Pals | Launcher::Pmix)
+}
+
 /// MPI, where a launcher of MPI started this process and the plugin is there.
 fn over_mpi(place: &Place, environment: &Environment) -> Result<Option<Mpi>, JoinError> {
-    let launched = matches!(
-        place.launcher,
-        Launcher::OpenMpi | Launcher::Pmi | Launcher::Mvapich2 | Launcher::Pals | Launcher::Pmix
-    );
-    if !launched {
+    if !speaks_mpi(place.launcher) {
         return Ok(None);
     }
     let plugins = mpi::find(&|name| environment.get(name).map(str::to_string));

@@ -2,8 +2,10 @@
 
 use crate::checkpoint::{CheckpointError, Snapshot};
 use crate::error::TrainError;
+use crate::recipe::Recipe;
 use crate::session::{Resume, Session};
 use std::io::Write;
+use std::path::Path;
 use tensor::safe::{self, Metadata, Tensors};
 use tensor::{HostTensor, Shape};
 
@@ -114,7 +116,9 @@ impl Session {
 /// Whether two resolved recipes train the same: how long, where to and how often to save may differ.
 fn same_training(a: &str, b: &str) -> bool {
     let essence = |text: &str| {
-        let mut table: toml::Table = text.parse().ok()?;
+        // An older program's resolved recipe lacks keys that are newer than it: they get their defaults.
+        let resolved = Recipe::parse(text.to_string(), Path::new("recipe.toml"), &[]).map(|loaded| loaded.text);
+        let mut table: toml::Table = resolved.unwrap_or_else(|_| text.to_string()).parse().ok()?;
         for section in ["output", "eval", "ranks"] {
             table.remove(section);
         }

@@ -8,7 +8,7 @@ use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::executor::Executor;
 use crate::weights::{module_tensors, published, read_state, states_read, write_state};
-use plan::StateEntry;
+use plan::{Plan, StateEntry, StateTable};
 use spec::{Op, StateKind};
 use std::collections::{BTreeMap, HashSet};
 use tensor::safe::Tensors;
@@ -30,11 +30,22 @@ fn filed<'a>(entry: &'a StateEntry, written: &HashSet<String>) -> Option<(&'stat
 
 /// States that training writes or the evaluation head reads.
 fn written<E: Executor>(engine: &Engine<E>) -> HashSet<String> {
-    let graph = &engine.plan().graph;
+    written_by(engine.plan(), engine.eval.as_ref())
+}
+
+fn written_by(training: &Plan, eval: Option<&Plan>) -> HashSet<String> {
+    let graph = &training.graph;
     let trains = |op: &Op| matches!(op, Op::Sgd(_) | Op::Lars(_) | Op::BnRunning { .. });
     let states = graph.nodes.iter().filter(|n| trains(&n.op)).flat_map(|n| n.op.states());
-    let head = engine.eval.iter().flat_map(|plan| states_read(&plan.graph));
+    let head = eval.into_iter().flat_map(|plan| states_read(&plan.graph));
     states.map(|s| graph.state(s).name.clone()).chain(head).collect()
+}
+
+/// Bytes of the states that a checkpoint of a run with these plans holds.
+pub(crate) fn stored_bytes(states: &StateTable, training: &Plan, eval: &Plan) -> u64 {
+    let written = written_by(training, Some(eval));
+    let stored = states.entries.iter().filter(|entry| filed(entry, &written).is_some());
+    stored.map(|entry| (entry.shape.elements() * entry.dtype.size()) as u64).sum()
 }
 
 /// All states that a resumed run needs; `forwards` counts training micro-batches, for `num_batches_tracked`.

@@ -6,8 +6,8 @@ use crate::program::small_fashion;
 use crate::table::{Tally, is_long, runs, turn};
 use serde_json::Value;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -104,7 +104,8 @@ fn f03_a_slow_rank_is_told_of_and_the_run_goes_on() {
 fn f03_ranks_of_one_pace_are_not_told_of() {
     let _turn = turn();
     for factor in [1.0, 1.1] {
-        let mut tally = Tally::new("F3", &format!("rank 1 of 2 stopped so often that it is {factor} × as slow: no warning"));
+        let mut tally =
+            Tally::new("F3", &format!("rank 1 of 2 stopped so often that it is {factor} × as slow: no warning"));
         for _ in 0..runs(1, 20) {
             let folder = set_up();
             let (world, codes) = two(folder.path(), factor);
@@ -137,9 +138,9 @@ fn f22_watching_costs_nothing() {
         eprintln!("SKIPPED: in the long form only");
         return;
     }
-    let pair = |i: usize| {
-        let (often, never) = if i % 2 == 0 { (seconds("0.1"), seconds("100")) } else { (seconds("100"), seconds("0.1")) };
-        if i % 2 == 0 { often / never } else { never / often }
+    let pair = |i: usize| match i % 2 {
+        0 => seconds("0.1") / seconds("100"),
+        _ => 1.0 / (seconds("100") / seconds("0.1")),
     };
     let mut ratios: Vec<f64> = (0..pairs).map(pair).collect();
     ratios.sort_by(f64::total_cmp);

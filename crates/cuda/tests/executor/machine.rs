@@ -6,7 +6,8 @@ use plan::{
     Fusion, NonFinite, OptimizerArgs, Options, Plan, Scalars, StateTable, StepGraph, StepSource, Storage, compile,
 };
 use spec::{
-    Builder, Graph, ImageArgs, Losses, Method, Precision, Setting, SlotId, StateKind, StepInput, TrainRange, Weight,
+    Builder, Expr, Graph, ImageArgs, Losses, Method, Net, Network, Precision, Setting, SlotId, StateKind, StepInput,
+    Taps, TrainRange, Weight,
 };
 use std::collections::BTreeMap;
 use tensor::{Dtype, HostTensor};
@@ -174,12 +175,39 @@ impl Machine for Gpu {
     }
 }
 
-/// A method with its networks, on 8 × 8 pixels.
+/// A method with its networks, on images of `side` × `side` pixels.
 pub(crate) struct Model {
     pub method: Box<dyn Method>,
     pub student: &'static str,
     pub teachers: Vec<&'static str>,
     pub precision: Precision,
+    pub side: usize,
+}
+
+/// Four convolutions with batch norms: as few roundings in a row as a network with stages has.
+#[derive(Debug)]
+struct Tiny;
+
+impl Network for Tiny {
+    fn build<'g>(&self, net: &Net<'g>, image: Expr<'g>) -> Taps<'g> {
+        let mut x = net.bn("bn1", net.conv("conv1", image, 8, 3, 1)).relu();
+        let mut stages = vec![x];
+        for stage in 1..=3 {
+            x = self.stage(&net.scope(&format!("layer{stage}")), stage, None, x).expect("a stage of three");
+            stages.push(x);
+        }
+        let pooled = x.mean_hw();
+        Taps { stages, pooled, logits: net.linear("fc", pooled, CLASSES) }
+    }
+
+    fn classifier(&self) -> &'static str {
+        "fc"
+    }
+
+    fn stage<'g>(&self, net: &Net<'g>, stage: usize, _: Option<usize>, x: Expr<'g>) -> Option<Expr<'g>> {
+        let (net, width, stride) = (net.scope("0"), [8, 16, 32][stage - 1], [1, 2, 2][stage - 1]);
+        Some(net.bn("bn1", net.conv("conv1", x, width, 3, stride)).relu())
+    }
 }
 
 /// The plans of a run, by `units`: the first is that of a full micro-batch.
@@ -197,11 +225,15 @@ fn options(storage: Storage) -> Options {
 
 impl Model {
     pub(crate) fn run(&self, storage: Storage, units: &[usize], micros: usize) -> Run {
-        let setting = Setting::new(CLASSES, [8, 8, 3], SAMPLES, 1);
-        let net = |name: &str| NetworkSpec::new(name).build(CLASSES).unwrap();
+        let size = [self.side; 2];
+        let setting = Setting::new(CLASSES, [self.side, self.side, 3], SAMPLES, 1);
+        let net = |name: &str| match name {
+            "tiny" => Box::new(Tiny),
+            _ => NetworkSpec::new(name).build(CLASSES).unwrap(),
+        };
         let teachers: Vec<_> = self.teachers.iter().map(|t| net(t)).collect();
         let (spec, student) = (self.method.spec(&setting).unwrap(), net(self.student));
-        let image = ImageArgs { size: [8, 8], pad: 1, mean: [0.5; 3], std: [0.25; 3], crop: true, flip: true };
+        let image = ImageArgs { size, pad: 1, mean: [0.5; 3], std: [0.25; 3], crop: true, flip: true };
         let previous = |n: usize| if spec.previous { n } else { 0 };
         let source = StepSource {
             method: self.method.as_ref(),
@@ -209,7 +241,7 @@ impl Model {
             setting: &setting,
             student: student.as_ref(),
             teachers: &teachers,
-            input: Some(StepInput { pixels: [8, 8], image }),
+            input: Some(StepInput { pixels: size, image }),
             precision: self.precision,
             units: [units[0], previous(units[0])],
             rolling_units: units[0] * micros,
@@ -222,7 +254,7 @@ impl Model {
                 .push(compile(step, &options(storage), &mut states, layout.as_ref()).unwrap_or_else(|e| panic!("{e}")));
         }
         let image = ImageArgs { crop: false, flip: false, pad: 0, ..image };
-        let input = Some(StepInput { pixels: [8, 8], image });
+        let input = Some(StepInput { pixels: size, image });
         let step = StepSource { units: [3, 0], input, ..source }.evaluation();
         let eval = compile(step, &options(storage), &mut states, None).unwrap_or_else(|e| panic!("{e}"));
         Run { plans, eval, states, micros }
@@ -264,6 +296,17 @@ pub(crate) fn start(machine: &mut impl Machine, states: &StateTable) {
     }
 }
 
+/// Bytes of images [n, height, width, channels] that differ as a whole, not by noise alone: each channel of each has a level.
+fn pictures(rng: &mut Rng, dims: &[usize]) -> Vec<u8> {
+    let (channels, image) = (dims[3], dims[1..].iter().product::<usize>());
+    if std::env::var_os("NOISE").is_some() {
+        return (0..dims[0] * image).map(|_| rng.below(256) as u8).collect();
+    }
+    let levels: Vec<usize> = (0..dims[0] * channels).map(|_| rng.below(160)).collect();
+    let byte = |i: usize| levels[i / image * channels + i % channels] + rng.below(96);
+    (0..dims[0] * image).map(byte).map(|b| b as u8).collect()
+}
+
 /// Fills every input by its name and a number.
 pub(crate) fn feed(machine: &mut impl Machine, plan: &Plan, number: usize) {
     for input in &plan.graph.batch {
@@ -276,11 +319,11 @@ pub(crate) fn feed(machine: &mut impl Machine, plan: &Plan, number: usize) {
             "permutation" => count - 1 - i,
             "box" => [1, 2, 5, 7][i % 4],
             "crop" => rng.below(3),
-            "pixels" | "image" => rng.below(256),
             _ => rng.below(2),
         };
         let lambda = |u: f32| if shape.rank() == 0 { u.abs() } else { u };
         let tensor = match value.dtype {
+            Dtype::U8 if shape.rank() == 4 => HostTensor::new(shape, &pictures(&mut rng, shape.dims())),
             Dtype::U8 => HostTensor::new(shape, &(0..count).map(|i| whole(&mut rng, i) as u8).collect::<Vec<u8>>()),
             Dtype::I32 => HostTensor::new(shape, &(0..count).map(|i| whole(&mut rng, i) as i32).collect::<Vec<i32>>()),
             _ => HostTensor::new(shape, &(0..count).map(|_| lambda(rng.real())).collect::<Vec<f32>>()),
@@ -292,7 +335,8 @@ pub(crate) fn feed(machine: &mut impl Machine, plan: &Plan, number: usize) {
 /// Of micro-batches of so many units, each with as many of the step before where the plan has any.
 pub(crate) fn scalars(plan: &Plan, units: &[usize], micro: usize) -> Scalars {
     let count = |role: usize| if plan.graph.units[role] > 0 { units.iter().sum::<usize>() as f64 } else { 0.0 };
-    let mut slots = vec![0.1, count(0), count(1), 0.9];
+    let lr = std::env::var("LR").ok().map_or(0.1, |v| v.parse().unwrap());
+    let mut slots = vec![lr, count(0), count(1), 0.9];
     slots.resize(plan.graph.slots.len().max(4), 0.7);
     let previous = |u: usize| if plan.graph.units[1] > 0 { u } else { 0 };
     Scalars { slots, micro_units: units.iter().map(|&u| [u, previous(u)]).collect(), micro }
@@ -328,9 +372,11 @@ impl Run {
                     machine.put(full, phase);
                     machine.update(full, phase, &scalars(full, units, 0));
                 }
-                let norm = full.phases[phase].norm.into_iter().flatten();
-                for (i, value) in full.phases[phase].reduced.iter().map(|r| r.1).chain(norm).enumerate() {
-                    values.insert(format!("step {step}/{phase}/reduced {i}"), machine.read(full, value));
+                for (i, reduced) in full.phases[phase].reduced.iter().enumerate() {
+                    values.insert(format!("step {step}/{phase}/reduced {i}"), machine.read(full, reduced.1));
+                }
+                for (i, value) in full.phases[phase].norm.into_iter().flatten().enumerate() {
+                    values.insert(format!("norm {step}/{phase}/{i}"), machine.read(full, value));
                 }
             }
         }

@@ -101,7 +101,7 @@ pub(crate) fn compare(what: &str, model: &Model, bound: f64) {
 }
 
 fn ce(student: &'static str, precision: Precision) -> Model {
-    Model { method: Box::new(Ce::default()), student, teachers: vec![], precision }
+    Model { method: Box::new(Ce::default()), student, teachers: vec![], precision, side: 8 }
 }
 
 #[test]
@@ -120,5 +120,6 @@ fn every_node_of_other_networks_in_bf16() {
 #[test]
 fn every_node_of_a_swapped_pair_in_bf16() {
     let method = Box::new(Ips { m: Some(2), ..Ips::default() });
-    compare("ips bf16", &Model { method, student: "resnet8", teachers: vec![], precision: Precision::Bf16 }, 5e-3);
+    let model = Model { method, ..ce("resnet8", Precision::Bf16) };
+    compare("ips bf16", &model, 5e-3);
 }

@@ -1,16 +1,16 @@
 //! Whole steps of small networks: GPU against CPU, launch by launch against captured, several micro-batches and shapes.
 
-use crate::machine::{Cpu, Gpu, Machine, Model, close, feed, scalars, start};
+use crate::machine::{Cpu, Gpu, Machine, Model, Values, close, feed, scalars, start};
 use cuda::Mode;
 use methods::{Ce, Kd};
 use spec::Precision;
 
 fn ce(precision: Precision) -> Model {
-    Model { method: Box::new(Ce::default()), student: "resnet8", teachers: vec![], precision }
+    Model { method: Box::new(Ce::default()), student: "resnet8", teachers: vec![], precision, side: 8 }
 }
 
 fn kd(precision: Precision) -> Model {
-    Model { method: Box::new(Kd::default()), student: "resnet8", teachers: vec!["resnet8"], precision }
+    Model { method: Box::new(Kd::default()), student: "resnet8", teachers: vec!["resnet8"], precision, side: 8 }
 }
 
 /// Both modes give equal bits over three steps (a graph is captured in the second), and after one step what the CPU gives within
@@ -35,6 +35,36 @@ pub(crate) fn compare(what: &str, model: &Model, units: &[usize], tolerance: f64
     let again = run.go(&mut stepped, units, 3);
     for (name, values) in &got {
         assert!(values == &again[name], "{what}: {name}: launch by launch gives other bits than captured");
+    }
+}
+
+/// Three captured steps in bf16 against the CPU's, by kind of value.
+pub(crate) fn compare_bf16(what: &str, model: &Model, units: usize, bounds: [f64; 3]) {
+    let Some(mut gpu) = Gpu::new(Mode::Captured) else { return };
+    let mut cpu = Cpu::new();
+    let expected = model.run(cpu.storage(), &[units], 1).go(
+        &mut cpu,
+        &[units],
+        std::env::var("STEPS").ok().map_or(3, |v| v.parse().unwrap()),
+    );
+    let got = model.run(gpu.storage(), &[units], 1).go(
+        &mut gpu,
+        &[units],
+        std::env::var("STEPS").ok().map_or(3, |v| v.parse().unwrap()),
+    );
+    for (kind, bound) in ["losses and logits", "parameters", "momenta"].into_iter().zip(bounds) {
+        let of = |values: &Values| {
+            values.iter().filter(|v| kind_of(v.0) == kind).map(|(n, v)| (n.clone(), v.clone())).collect()
+        };
+        close(&format!("{what}, {kind}"), &of(&got), &of(&expected), bound);
+    }
+}
+
+fn kind_of(name: &str) -> &'static str {
+    match name {
+        _ if name.contains("/reduced ") || name.ends_with("logits") => "losses and logits",
+        _ if name.starts_with("momentum") || name.starts_with("norm ") => "momenta",
+        _ => "parameters",
     }
 }
 

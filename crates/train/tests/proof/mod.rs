@@ -1,12 +1,15 @@
-//! Drives an engine with made-up images, without recipe or data set.
+//! Drives an engine with made-up images, without recipe or data set, on any machine.
 
 use comm::{Communicator, Solo, Threads};
+use cpu::Real;
 use data::{EpochKey, Purpose, Stream};
 use plan::{Fusion, OptimizerArgs, Options, Storage};
 use spec::{DrawKind, Method, Network, Precision, Sampler, Setting, Spec};
 use std::collections::{BTreeMap, HashMap};
 use tensor::{HostTensor, Shape};
+use train::TrainError;
 use train::engine::{Engine, Micro, Sizes, StepInputs, StepValues};
+use train::executor::Executor;
 use train::step::{Compile, Model};
 
 pub(crate) const SIDE: usize = 8;
@@ -24,13 +27,14 @@ pub(crate) struct Run<'a> {
     pub(crate) units: &'a [usize],
     pub(crate) lr: f64,
     pub(crate) reproducible: bool,
+    pub(crate) bucket_bytes: usize,
     /// States to begin with.
     pub(crate) start: Option<&'a States>,
 }
 
 impl Default for Run<'_> {
     fn default() -> Self {
-        Run { ranks: 1, micro: 24, units: &[24], lr: 0.1, reproducible: true, start: None }
+        Run { ranks: 1, micro: 24, units: &[24], lr: 0.1, reproducible: true, bucket_bytes: 1 << 20, start: None }
     }
 }
 
@@ -38,6 +42,31 @@ impl Default for Run<'_> {
 pub(crate) struct Result {
     pub(crate) values: Vec<StepValues>,
     pub(crate) states: States,
+    pub(crate) phases: usize,
+    /// Slices of the gradients that are summed over ranks, each as soon as it is there.
+    pub(crate) buckets: usize,
+    /// Lists of launches that were captured, on a machine that captures.
+    pub(crate) graphs: usize,
+}
+
+/// The executor of one rank.
+pub(crate) trait Machine: Executor {
+    fn of(rank: usize) -> Self;
+
+    fn graphs(&self) -> usize {
+        0
+    }
+
+    /// Ends a rank that met an error.
+    fn fail(rank: usize, error: &TrainError) -> ! {
+        panic!("rank {rank}: {error}")
+    }
+}
+
+impl Machine for cpu::Executor<f32> {
+    fn of(_: usize) -> Self {
+        Self::new(1).unwrap()
+    }
 }
 
 /// States whose names begin so.
@@ -155,65 +184,80 @@ fn model(network: fn() -> Box<dyn Network>, make: Make<'_>) -> Model {
     Model { method, spec, setting, student: network(), teachers: vec![network()], precision: Precision::F32 }
 }
 
-fn compile(global_batch: usize) -> Compile {
+fn compile(global_batch: usize, bucket_bytes: usize) -> Compile {
     let optimizer = OptimizerArgs::default();
-    let options = Options {
-        fusion: Fusion::Full,
-        optimizer,
-        storage: Storage::CpuF32,
-        bucket_bytes: 1 << 20,
-        keep_outputs: false,
-    };
+    let options =
+        Options { fusion: Fusion::Full, optimizer, storage: Storage::CpuF32, bucket_bytes, keep_outputs: false };
     Compile { options, global_batch, train_input: None, eval_input: None }
 }
 
-fn rank_main(run: &Run<'_>, network: fn() -> Box<dyn Network>, make: Make<'_>, comm: Box<dyn Communicator>) -> Result {
-    let model = model(network, make);
-    let spec = &model.spec;
-    let place = (comm.rank(), comm.world_size());
+/// Plans of the micro-batches that occur.
+fn sizes(run: &Run<'_>, spec: &Spec) -> Sizes {
     let mut others: Vec<_> = (0..run.units.len()).flat_map(|s| deal(run, spec, s, (0, 1)).1).collect();
     let full = [run.micro, if spec.previous { run.micro } else { 0 }];
     others.retain(|u| *u != full);
     others.sort();
     others.dedup();
     let leaves = run.units[0].div_ceil(run.micro);
-    let sizes = Sizes { full, others, leaves, eval_batch: 4, reproducible: run.reproducible };
-    let executor = cpu::Executor::<f32>::new(1).unwrap();
-    let mut engine = Engine::new(&model, &compile(run.units[0]), &sizes, executor, comm).unwrap();
-    engine.initialise(7).unwrap();
+    Sizes { full, others, leaves, eval_batch: 4, reproducible: run.reproducible }
+}
+
+fn rank_main<E: Machine>(
+    run: &Run<'_>,
+    model: &Model,
+    comm: Box<dyn Communicator>,
+) -> core::result::Result<Result, TrainError> {
+    let spec = &model.spec;
+    let place = (comm.rank(), comm.world_size());
+    let mut executor = E::of(place.0);
+    executor.join(comm.as_ref(), None)?;
+    let compile = compile(run.units[0], run.bucket_bytes);
+    let mut engine = Engine::new(model, &compile, &sizes(run, spec), executor, comm)?;
+    engine.initialise(7)?;
     if let Some(start) = run.start {
         for entry in engine.states.entries.clone() {
             let Some(values) = start.get(&entry.name) else { continue };
-            let state = engine.executor.state_mut(entry.offset, values.len());
-            state.iter_mut().zip(values).for_each(|(s, v)| *s = *v as f32);
+            let values: Vec<_> = values.iter().map(|&v| E::Real::of(v)).collect();
+            engine.executor.set_state(entry.offset, &values)?;
         }
     }
-    engine.loaded().unwrap();
+    engine.loaded()?;
     let ramps = spec.slots.iter().map(|s| (s.name.clone(), s.ramp.at(3)));
     let slots: HashMap<_, _> = ramps.chain([("lr".to_string(), run.lr)]).collect();
     let mut values = Vec::new();
     for step in 0..run.units.len() {
         let (micros, all_units) = deal(run, spec, step, place);
-        values.push(engine.step(&StepInputs { micros: &micros, all_units: &all_units, slots: &slots }).unwrap());
+        values.push(engine.step(&StepInputs { micros: &micros, all_units: &all_units, slots: &slots })?);
     }
-    let read = |e: &plan::StateEntry| {
-        engine.executor.state(e.offset, e.shape.elements()).iter().map(|&x| f64::from(x)).collect()
-    };
-    let states = engine.states.entries.iter().map(|e| (e.name.clone(), read(e))).collect();
-    Result { values, states }
+    let mut states = States::new();
+    for entry in &engine.states.entries {
+        let values = engine.executor.state(entry.offset, entry.shape.elements())?;
+        states.insert(entry.name.clone(), values.into_iter().map(Real::to_f64).collect());
+    }
+    let (plan, graphs) = (engine.plan(), engine.executor.graphs());
+    Ok(Result { values, states, phases: plan.phases.len(), buckets: plan.reduce.buckets.len(), graphs })
 }
 
 fn tiny() -> Box<dyn Network> {
     Box::new(crate::Tiny)
 }
 
-/// Runs the steps; with several ranks, asserts that all end with the same values and states.
+/// Runs the steps on CPUs; with several ranks, asserts that all end with the same values and states.
 pub(crate) fn run(_: &crate::Tiny, make: Make<'_>, run: &Run<'_>) -> Result {
+    run_on::<cpu::Executor<f32>>(make, run)
+}
+
+/// As `run`, on ranks with such executors.
+pub(crate) fn run_on<E: Machine>(make: Make<'_>, run: &Run<'_>) -> Result {
+    let rank_main = &|comm: Box<dyn Communicator>| {
+        let rank = comm.rank();
+        rank_main::<E>(run, &model(tiny, make), comm).unwrap_or_else(|e| E::fail(rank, &e))
+    };
     if run.ranks == 1 {
-        return rank_main(run, tiny, make, Box::new(Solo::default()));
+        return rank_main(Box::new(Solo::default()));
     }
     let mut results: Vec<Result> = std::thread::scope(|scope| {
-        let spawn = |comm: Threads| scope.spawn(move || rank_main(run, tiny, make, Box::new(comm)));
+        let spawn = |comm: Threads| scope.spawn(move || rank_main(Box::new(comm)));
         let threads: Vec<_> = Threads::world(run.ranks).into_iter().map(spawn).collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
@@ -229,7 +273,7 @@ pub(crate) fn logits(_: &crate::Tiny, make: Make<'_>, change: Option<(&str, f64)
     let model = model(tiny, make);
     let sizes = Sizes { full: [4, 0], others: vec![], leaves: 1, eval_batch: 4, reproducible: true };
     let executor = cpu::Executor::<f32>::new(1).unwrap();
-    let mut engine = Engine::new(&model, &compile(4), &sizes, executor, Box::new(Solo::default())).unwrap();
+    let mut engine = Engine::new(&model, &compile(4, 1 << 20), &sizes, executor, Box::new(Solo::default())).unwrap();
     engine.initialise(7).unwrap();
     if let Some((name, delta)) = change {
         let entry = engine.states.find(name).expect("a state of the model").clone();

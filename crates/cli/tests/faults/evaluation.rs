@@ -1,0 +1,62 @@
+//! F18: counts of an evaluation do not depend on the number of ranks.
+
+use crate::job::set_up;
+use crate::launching::Launch;
+use crate::program::{retort_in, small_fashion};
+use crate::table::{Dice, Tally, is_long, runs, turn};
+use serde_json::Value;
+use std::path::Path;
+
+/// Samples and correct ones of the evaluation in a run's log.
+fn counts(run: &Path) -> (Value, Value) {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let line = lines.filter(|line| line["kind"] == "eval").last().expect("an evaluation");
+    (line["samples"].clone(), line["correct"].clone())
+}
+
+#[test]
+fn f18_counts_are_equal_for_any_number_of_ranks() {
+    let _turn = turn();
+    let (mut dice, mut tally) = (
+        Dice::new(),
+        Tally::new("F18", "one epoch on 1 to 997 images; 1 to 4 threads, 1 to 4 processes: counts equal"),
+    );
+    let mut sizes = vec![];
+    for _ in 0..runs(1, 30) {
+        let folder = set_up();
+        let images = 1 + dice.below(if is_long() { 997 } else { 300 });
+        small_fashion(folder.path(), images as u32);
+        // Every batch is of 12 parts, which the ranks share; so all train the same weights.
+        let args =
+            ["--reproducible", "--micro-batch", "8", "--global-batch", "96", "--epochs", "1", "--set", "eval.batch=7"];
+        let expected = {
+            let run = ["train", "recipe.toml", "--run", "alone", "-q"];
+            let ran = retort_in(folder.path(), &[&run[..], &args].concat());
+            assert_eq!(ran.code, 0, "{images} images: {}", ran.err);
+            counts(&folder.path().join("alone"))
+        };
+        assert_eq!(expected.0, images);
+        for size in 2..=4 {
+            let ranks = size.to_string();
+            let run = ["train", "recipe.toml", "--run", &format!("threads-{size}"), "-q", "--ranks", &ranks];
+            let ran = retort_in(folder.path(), &[&run[..], &args].concat());
+            assert_eq!(ran.code, 0, "{images} images, {size} threads: {}", ran.err);
+            assert_eq!(
+                counts(&folder.path().join(format!("threads-{size}"))),
+                expected,
+                "{images} images, {size} threads"
+            );
+            let run = format!("processes-{size}");
+            let mut world = Launch { folder: folder.path(), run: &run, size, args: &args }.start();
+            let (codes, _) = world.ends();
+            assert!(codes.iter().all(|&code| code == 0), "{images} images: {}", world.words());
+            assert_eq!(counts(&world.run), expected, "{images} images, {size} processes");
+        }
+        tally.ended(&[0]);
+        sizes.push(images.to_string());
+    }
+    sizes.truncate(8);
+    tally.note(format!("images {}", sizes.join(", ")));
+    tally.end(0.0, 0.0);
+}

@@ -1,0 +1,104 @@
+//! F6, F7: TERM and USR2, to the launcher and to one rank.
+
+use crate::job::{EPOCH, set_up};
+use crate::launching::{Launch, World, ranks_of, signal, steps, until};
+use crate::program::retort_in;
+use crate::resumes::{assert_equal, whole};
+use crate::table::{Dice, Tally, runs, turn};
+use std::path::Path;
+use std::time::Instant;
+
+/// Epochs; the uninterrupted run is compared with.
+const EPOCHS: u64 = 6;
+
+/// Whom a signal goes to.
+const TARGETS: [(&str, &str); 3] = [
+    ("", "one rank of 2"),
+    ("mpirun.openmpi", "mpirun.openmpi with 2 ranks"),
+    ("mpirun.mpich", "one rank of 2 under mpirun.mpich"),
+];
+
+/// Signals a run of two ranks at a random step before its last epoch; it ends with this code, a checkpoint of one agreed step
+/// and nothing lost: gone on with, it comes to what the uninterrupted run does. False where the launcher is missing.
+fn stopped(folder: &Path, launcher: &str, (name, code): (&str, i32), (dice, tally): (&mut Dice, &mut Tally)) -> bool {
+    let epochs = EPOCHS.to_string();
+    let args = ["--epochs", &epochs];
+    let _ = std::fs::remove_dir_all(folder.join("run"));
+    let launch = Launch { folder, run: "run", size: 2, args: &args };
+    let Some(mut world) = (if launcher.is_empty() { Some(launch.start()) } else { launch.under(launcher) }) else {
+        return false;
+    };
+    world.at_step(1 + dice.below(EPOCH * (EPOCHS - 1)));
+    let pid = match launcher {
+        "" => world.processes[dice.below(2) as usize].id(),
+        "mpirun.openmpi" => world.processes[0].id(),
+        // It passes no USR2 on, and ends its ranks at once on TERM.
+        _ => ranks_of(&world.run)[dice.below(2) as usize],
+    };
+    let begin = Instant::now();
+    signal(pid, name);
+    let at = until("the end of all ranks", || ranks_of(&world.run).is_empty().then(Instant::now));
+    // mpirun passes TERM on when it wakes up, within a second, and kills after two: then no code would be written.
+    if launcher != "mpirun.openmpi" {
+        tally.gone(begin, at);
+    }
+    let (ends, _) = world.ends();
+    if launcher.is_empty() {
+        assert_eq!(ends, [code; 2], "{}", world.words());
+    }
+    let codes = world.written_codes(2);
+    tally.ended(&codes);
+    assert_eq!(codes, [code; 2], "{}", world.words());
+    let newest = std::fs::read_to_string(world.run.join("checkpoints/latest")).unwrap();
+    assert_eq!(newest.trim(), format!("step-{}", steps(&world.run)), "no step is lost: {}", world.words());
+    drop(world);
+    assert!(retort_in(folder, &["export", "run", "--to", "net.safetensors"]).code == 0, "the checkpoint is good");
+    let mut on = Launch { folder, run: "run", size: 2, args: &args }.start();
+    assert_eq!(on.ends().0, [0, 0], "{}", on.words());
+    assert!(
+        on.processes[0].err.contains(&format!("resumed at {} from", newest.trim().replace('-', " "))),
+        "{}",
+        on.words()
+    );
+    true
+}
+
+fn all_targets(fault: &'static str, signal: (&str, i32), gone_s: f64) {
+    let mut dice = Dice::new();
+    let folder = set_up();
+    let expected = whole(folder.path(), 2, EPOCHS);
+    for (launcher, to) in TARGETS {
+        let mut tally = Tally::new(fault, &format!("{} to {to}; gone on with, bits as uninterrupted", signal.0));
+        for _ in 0..runs(1, 100) {
+            if !stopped(folder.path(), launcher, signal, (&mut dice, &mut tally)) {
+                break;
+            }
+            assert_equal(&folder.path().join("run"), &expected, to);
+        }
+        tally.end(0.0, gone_s);
+    }
+}
+
+#[test]
+fn f06_term_saves_in_time_and_all_leave() {
+    let _turn = turn();
+    all_targets("F6", ("TERM", 143), 1.8);
+}
+
+#[test]
+fn f07_usr2_saves_one_agreed_step_and_all_leave() {
+    let _turn = turn();
+    all_targets("F7", ("USR2", 75), 0.0);
+}
+
+/// The launcher's own end is what a script sees.
+#[test]
+fn f07_mpirun_passes_the_code_on() {
+    let _turn = turn();
+    let folder = set_up();
+    let launch = Launch { folder: folder.path(), run: "run", size: 2, args: &["--epochs", "2000"] };
+    let Some(mut world): Option<World> = launch.under("mpirun.openmpi") else { return };
+    world.at_step(3);
+    signal(world.processes[0].id(), "USR2");
+    assert_eq!(world.ends().0, [75], "{}", world.words());
+}

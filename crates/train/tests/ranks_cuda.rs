@@ -1,0 +1,122 @@
+//! Ranks that are threads, each with a GPU of its own, joined by NCCL: every method takes the same steps as on one GPU, to the bit where
+//! that is asked for. On the stand-in, with LD_LIBRARY_PATH at its folder and SIMGPU_DEVICES=8; eight GPUs do as well.
+
+#[allow(dead_code)] // other tests read more of it
+mod proof;
+#[path = "proof/shipped.rs"]
+#[allow(dead_code)]
+mod shipped;
+
+use cuda::{Executor, Math, Mode};
+use methods::MethodSpec;
+use proof::{Machine, Result, Run, run_on};
+use shipped::{Tiny, plain};
+use std::io::Write;
+use train::TrainError;
+
+impl Machine for Executor {
+    fn of(rank: usize) -> Executor {
+        Executor::new(rank, Mode::Captured, Math::F32).unwrap_or_else(|e| Self::fail(rank, &e.into()))
+    }
+
+    fn graphs(&self) -> usize {
+        self.graphs()
+    }
+
+    /// Others wait for this rank on their GPUs and would do so for ever: ends the process, past what a test captures.
+    fn fail(rank: usize, error: &TrainError) -> ! {
+        let _ = writeln!(std::io::stderr(), "rank {rank}: {error}");
+        std::process::exit(101)
+    }
+}
+
+/// Whether there are GPUs for all ranks of these tests.
+fn eight_gpus() -> bool {
+    match cuda::devices() {
+        Ok(all) if all.len() >= 8 => true,
+        Ok(all) => {
+            println!("skipped: {} GPUs, of 8 for as many ranks (on the stand-in: SIMGPU_DEVICES=8)", all.len());
+            false
+        }
+        Err(e) => {
+            println!("skipped: {e}");
+            false
+        }
+    }
+}
+
+/// Three steps, so that each list runs once, is captured, and is replayed.
+const STEPS: [usize; 3] = [24; 3];
+/// With one that ends in a micro-batch that is not full and leaves ranks without any.
+const WITH_SHORT: [usize; 4] = [24, 24, 24, 10];
+
+fn steps(method: &MethodSpec, run: &Run<'_>) -> Result {
+    run_on::<Executor>(&|| method.clone().build(), run)
+}
+
+fn same_bits((name, method): &(String, MethodSpec), micro: usize, worlds: &[usize]) {
+    let plan = Run { micro, units: &WITH_SHORT, lr: 0.05, ..Run::default() };
+    let one = steps(method, &plan);
+    assert!(one.values.iter().all(|v| v.nonfinite.is_none() && v.loss.is_finite()), "{name}");
+    assert!(one.states.values().flatten().all(|x| x.is_finite()), "{name}");
+    for &ranks in worlds {
+        let many = steps(method, &Run { ranks, ..plan });
+        assert_eq!(one.values, many.values, "{name}: values at {ranks} ranks");
+        assert_eq!(one.states, many.states, "{name}: states at {ranks} ranks");
+        assert_eq!(many.graphs, 2 * many.phases, "{name}: bodies and updates are captured");
+    }
+}
+
+#[test]
+fn every_method_has_the_same_bits_on_one_two_and_four_gpus() {
+    if eight_gpus() {
+        plain().iter().for_each(|method| same_bits(method, 6, &[2, 4]));
+    }
+}
+
+/// One with the images of the step before, one with two phases.
+#[test]
+fn two_methods_have_the_same_bits_on_eight_gpus() {
+    if eight_gpus() {
+        plain().iter().filter(|m| m.0 == "dlb" || m.0 == "atsc").for_each(|method| same_bits(method, 3, &[8]));
+    }
+}
+
+/// The largest error of values and states, of their size.
+fn error(got: &Result, expected: &Result) -> f64 {
+    let off = |(a, b): (&f64, &f64)| (a - b).abs();
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    let state =
+        |(a, b): (&Vec<f64>, &Vec<f64>)| norm(&mut a.iter().zip(b).map(off)) / norm(&mut b.iter().copied()).max(1e-3);
+    let states = got.states.values().zip(expected.states.values()).map(state);
+    let losses = got.values.iter().zip(&expected.values).map(|(a, b)| off((&a.loss, &b.loss)) / b.loss.abs().max(1e-3));
+    states.chain(losses).fold(0.0, f64::max)
+}
+
+/// Not reproducible: sums over ranks begin within the body, one for each bucket, if each rank has one micro-batch; with two
+/// there is one sum after them.
+#[test]
+fn every_method_has_equal_bits_on_all_gpus_and_twice_in_fast_mode() {
+    if !eight_gpus() {
+        return;
+    }
+    let mut worst = (0.0, String::new());
+    for (name, method) in plain() {
+        let plan = Run { micro: 6, units: &STEPS, lr: 0.05, reproducible: false, bucket_bytes: 512, ..Run::default() };
+        let one = steps(&method, &plan);
+        for ranks in [4, 2] {
+            let [first, again] = [(); 2].map(|()| steps(&method, &Run { ranks, ..plan }));
+            assert_eq!(first.values, again.values, "{name}: values on {ranks} GPUs, twice");
+            assert_eq!(first.states, again.states, "{name}: states on {ranks} GPUs, twice");
+            assert!(first.buckets > first.phases, "{name}: {} buckets of {} phases", first.buckets, first.phases);
+            let lists = if ranks == 4 { 1 } else { 2 }; // a phase as a whole, or bodies and updates
+            assert_eq!(first.graphs, lists * first.phases, "{name}: captured on {ranks} GPUs");
+            let error = error(&first, &one);
+            assert!(error <= 1e-5, "{name}: {error:.1e} from one GPU, on {ranks}");
+            if error > worst.0 {
+                worst = (error, format!("{name} on {ranks}"));
+            }
+        }
+    }
+    println!("worst {:.1e}: {}", worst.0, worst.1);
+}
