@@ -180,7 +180,7 @@ together() {
   shift
   rm -rf "$run"
   for rank in 0 1; do
-    env RETORT_RANK=$rank RETORT_WORLD_SIZE=2 RETORT_LOCAL_RANK=0 NCCL_HOSTID=job-$rank "$@" "$BIN/retort" train configs/quickstart.toml \
+    env RETORT_RANK=$rank RETORT_WORLD_SIZE=2 RETORT_LOCAL_RANK=$rank CUDA_VISIBLE_DEVICES=0 NCCL_HOSTID=job-$rank "$@" "$BIN/retort" train configs/quickstart.toml \
       --device cuda:0 --seed 1 --max-steps 8 --micro-batch 16 -b 32 --run "$run" --resume never --quiet &
     pids+=($!)
   done
