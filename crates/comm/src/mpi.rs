@@ -64,8 +64,9 @@ pub struct Place {
     pub local_size: u32,
 }
 
-/// The plugins to try, in order: `RETORT_MPI_PLUGIN`, then those beside the executable, first that of the MPI whose
-/// launcher set the environment. Files that do not exist are among them, for [`Mpi::open`] to name.
+/// The plugins to try, in order: `RETORT_MPI_PLUGIN` alone if it is set (`none` is no file, so it means to go without MPI), else those
+/// beside the executable, first that of the MPI whose launcher set the environment. Files that do not exist are among
+/// them, for [`Mpi::open`] to name.
 pub fn find(env: &dyn Fn(&str) -> Option<String>) -> Vec<PathBuf> {
     let set = |names: &[&str]| names.iter().any(|name| env(name).is_some());
     let open_mpi = set(&["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"]);
@@ -74,10 +75,11 @@ pub fn find(env: &dyn Fn(&str) -> Option<String>) -> Vec<PathBuf> {
     if mpich && !open_mpi {
         families.reverse();
     }
-    let named = env("RETORT_MPI_PLUGIN").filter(|path| !path.is_empty()).map(PathBuf::from);
+    if let Some(named) = env("RETORT_MPI_PLUGIN").filter(|path| !path.is_empty()) {
+        return vec![PathBuf::from(named)];
+    }
     let beside = std::env::current_exe().ok();
-    let beside = beside.iter().flat_map(|exe| families.map(|f| exe.with_file_name(format!("libretort_mpi_{f}.so"))));
-    named.into_iter().chain(beside).collect()
+    beside.iter().flat_map(|exe| families.map(|f| exe.with_file_name(format!("libretort_mpi_{f}.so")))).collect()
 }
 
 /// The plugin's functions; each is documented there.

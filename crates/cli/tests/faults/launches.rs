@@ -154,7 +154,7 @@ fn f15_singletons_never_train() {
 #[test]
 fn f16_many_jobs_at_once_do_not_meet_each_other() {
     let _turn = turn();
-    let jobs = runs(20, 100);
+    let jobs = runs(20, 100).max(20);
     let folder = set_up();
     let names: Vec<String> = (0..jobs).map(|job| format!("runs/{job}")).collect();
     let start = |run: &String| Launch { folder: folder.path(), run, size: 2, args: &["--max-steps", "1"] }.start();

@@ -61,6 +61,7 @@ pub(crate) struct Tally {
     named: usize,
     codes: BTreeMap<String, usize>,
     notes: Vec<String>,
+    written: bool,
 }
 
 impl Tally {
@@ -74,6 +75,7 @@ impl Tally {
             named: 0,
             codes: BTreeMap::new(),
             notes: vec![],
+            written: false,
         }
     }
 
@@ -103,35 +105,55 @@ impl Tally {
         self.notes.push(text);
     }
 
-    /// Writes the row, then holds the figures to the targets in seconds; 0: none. All have to be named rightly.
-    pub(crate) fn end(mut self, detect_s: f64, gone_s: f64) {
-        self.detected.sort();
-        self.gone.sort();
+    fn row(&self) -> String {
         let seconds = |d: &Duration| format!("{:.2}", d.as_secs_f64());
-        let (last_detected, last_gone) = (self.detected.last(), self.gone.last());
         let dash = || "–".to_string();
-        let detected = last_detected
-            .map_or(dash(), |max| format!("{} / {}", seconds(&self.detected[self.detected.len() / 2]), seconds(max)));
+        let middle =
+            |all: &[Duration]| all.last().map(|max| format!("{} / {}", seconds(&all[all.len() / 2]), seconds(max)));
         let right = if self.named == 0 { dash() } else { format!("{}/{}", self.right, self.named) };
         let codes = self.codes.iter().map(|(codes, n)| if *n == 1 { codes.clone() } else { format!("{codes} (×{n})") });
         let outcome: Vec<String> = codes.chain(self.notes.iter().cloned()).collect();
-        let row = format!(
-            "| {} | {} | {} | {detected} | {} | {right} | {} |\n",
+        format!(
+            "| {} | {} | {} | {} | {} | {right} | {} |\n",
             self.fault,
             self.how,
             self.codes.values().sum::<usize>(),
-            last_gone.map_or(dash(), seconds),
+            middle(&self.detected).unwrap_or_else(dash),
+            self.gone.last().map_or_else(dash, seconds),
             outcome.join("; "),
-        );
+        )
+    }
+
+    fn write(&mut self) -> String {
+        self.written = true;
+        self.detected.sort();
+        self.gone.sort();
+        let row = self.row();
         eprint!("{row}");
         if let Ok(path) = std::env::var("RETORT_FAULT_TABLE") {
             let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
             file.and_then(|mut f| f.write_all(row.as_bytes())).expect("the table can be written");
         }
+        row
+    }
+
+    /// Writes the row, then holds the figures to the targets in seconds; 0: none. All have to be named rightly.
+    pub(crate) fn end(mut self, detect_s: f64, gone_s: f64) {
+        let row = self.write();
         assert_eq!(self.right, self.named, "wrongly named: {row}");
-        for (what, took, limit) in [("detected", last_detected, detect_s), ("gone", last_gone, gone_s)] {
-            let late = limit > 0.0 && took.is_some_and(|&took| took > target(limit));
+        for (what, took, limit) in [("detected", &self.detected, detect_s), ("gone", &self.gone, gone_s)] {
+            let late = limit > 0.0 && took.last().is_some_and(|&took| took > target(limit));
             assert!(!late, "{what} after more than {limit} s: {row}");
+        }
+    }
+}
+
+impl Drop for Tally {
+    /// A test that fails has its row too.
+    fn drop(&mut self) {
+        if !self.written && std::thread::panicking() {
+            self.note("**FAILED**".to_string());
+            self.write();
         }
     }
 }
