@@ -5,17 +5,15 @@
 
 use crate::arena::{Map, Need, PerRegion, REGIONS, Region, pretended};
 use crate::bind::{Address, Addresses, Math, bind, encode_scalars};
-use crate::driver::{Buffer, Event, EventKind, Facts, Gpu, Stream};
+use crate::driver::{Buffer, Facts, Gpu, Stream};
 use crate::error::CudaError;
 use crate::input::Inputs;
 use crate::module::Modules;
 use crate::part::{Part, Parts};
 use crate::program::{Bind, Bindings, Carried, Collected, Step, bind_plan, halve_states};
-use crate::ranks::{self, Between, Gradients, Meeting, Ranks};
+use crate::ranks::{Gradients, Ranks};
 use crate::replay::{List, Mode, Replay, Timing};
 use crate::transfer::{ScalarRing, Transfer};
-use crate::update;
-use comm::Aborter;
 use graph::{NodeId, Op, Section, ValueId};
 use plan::{Arena, Arg, Cost, Launch, Loc, Plan, Scalars, StateTable, Storage};
 use std::cell::RefCell;
@@ -26,24 +24,24 @@ use tensor::{Dtype, HostTensor, Shape, bf16};
 
 /// The lists of a plan.
 #[derive(Debug)]
-struct Program {
+pub(crate) struct Program {
     prepare: Vec<Step>,
     bodies: Vec<(Vec<Step>, Carried)>,
     updates: Vec<Vec<Step>>,
     /// What stands between body and update where one list holds both: the copy of what the micro-batch carries to its slot, and
     /// what ranks exchange.
-    between: Vec<Vec<Step>>,
+    pub between: Vec<Vec<Step>>,
     /// The sums over ranks that begin within a body, each after so many of its launches.
-    sums: Vec<Vec<(usize, Step)>>,
+    pub sums: Vec<Vec<(usize, Step)>>,
 }
 
 /// What `reserve` made.
 #[derive(Debug)]
-struct Reserved {
-    programs: HashMap<u64, Program>,
+pub(crate) struct Reserved {
+    pub programs: HashMap<u64, Program>,
     inputs: Inputs,
     scalars: ScalarRing,
-    parts: Parts,
+    pub parts: Parts,
     map: Map,
     /// Makes all bf16 copies of states anew.
     refresh: Vec<Step>,
@@ -61,7 +59,7 @@ pub struct Executor {
     pub(crate) stream: Stream,
     pub(crate) gpu: Rc<Gpu>,
     /// After the lists and graphs that hold its commands.
-    ranks: Option<Rc<Ranks>>,
+    pub(crate) ranks: Option<Rc<Ranks>>,
     math: Math,
     /// States changed since their bf16 copies were made.
     stale: bool,
@@ -88,20 +86,6 @@ impl Executor {
             math,
             stale: true,
         })
-    }
-
-    /// Joins the executors of the other ranks; comes before `reserve`. From then on `phase` is a phase of all ranks. What is returned
-    /// ends the collectives from another thread.
-    pub fn join(&mut self, meeting: Meeting) -> Result<Aborter, CudaError> {
-        let ranks = Ranks::join(&self.gpu, meeting)?;
-        let aborter = ranks.aborter();
-        self.ranks = Some(Rc::new(ranks));
-        Ok(aborter)
-    }
-
-    /// Whether other ranks were joined.
-    pub fn is_joined(&self) -> bool {
-        self.ranks.is_some()
     }
 
     pub fn facts(&self) -> &Facts {
@@ -189,7 +173,7 @@ impl Executor {
         self.reserved.iter().flat_map(|r| &r.buffers).map(|b| b.bytes).sum()
     }
 
-    fn steps(&self, binds: Vec<Bind>) -> Result<Vec<Step>, CudaError> {
+    pub(crate) fn steps(&self, binds: Vec<Bind>) -> Result<Vec<Step>, CudaError> {
         let mut modules = self.modules.borrow_mut();
         binds.into_iter().map(|b| Step::new(b, &mut modules)).collect()
     }
@@ -213,16 +197,7 @@ impl Executor {
                     let commands = carried.made.iter().map(copy).collect();
                     let (path, cost) = ("carried values".to_string(), Cost::default());
                     let mut between = self.steps(vec![Bind { path, op: "copy", cost, commands }])?;
-                    let mut sums = vec![];
-                    if let Some(ranks) = &self.ranks {
-                        let sum = |begin| self.sum_step(ranks, begin, map);
-                        sums = ranks::sums(plan, phase).into_iter().map(sum).collect::<Result<_, _>>()?;
-                        let slots: Vec<_> = (0..ranks.world()).map(|rank| rank..rank + 1).collect();
-                        let ranges = ranks::carried(&slots, carry + slot_bytes, slot_bytes as usize);
-                        between.push(Step::between(Between::Share { ranks: ranks.clone(), ranges }));
-                        let done = Event::new(&self.gpu, EventKind::Order)?;
-                        between.push(Step::between(Between::Summed { ranks: ranks.clone(), done }));
-                    }
+                    let sums = self.shared_steps(plan, phase, map, &mut between)?;
                     program.between.push(between);
                     program.sums.push(sums);
                     program.bodies.push((steps, carried));
@@ -232,31 +207,7 @@ impl Executor {
         Ok(program)
     }
 
-    /// The command that starts the sum of a bucket, and after how many launches.
-    fn sum_step(&self, ranks: &Rc<Ranks>, begin: ranks::Begin, map: &Map) -> Result<(usize, Step), CudaError> {
-        let ranks::Begin { after, mut whole, gradients } = begin;
-        let address = |at: usize| map.bases[Region::Reduce] + 4 * at as Address;
-        let mut halved = None;
-        if ranks.gradients == Gradients::F32 {
-            whole.end = gradients.end;
-        } else if !gradients.is_empty() {
-            let (elements, full, sms) = (gradients.len(), address(gradients.start), self.gpu.facts.sms);
-            let half = map.bases[Region::HalfReduce] + 2 * gradients.start as Address;
-            let cast = |path: &str, command| Bind {
-                path: path.to_string(),
-                op: "cast",
-                cost: Cost { read: 3 * elements as u64, written: 3 * elements as u64, flops: 0 },
-                commands: vec![command],
-            };
-            let down = self.steps(vec![cast("gradients to bf16", update::cast(half, full, elements, sms))])?;
-            let up = self.steps(vec![cast("gradients from bf16", update::cast_back(full, half, elements, sms))])?;
-            halved = Some(ranks::Halved { down, address: half, elements, up });
-        }
-        let (made, whole) = (Event::new(&self.gpu, EventKind::Order)?, (address(whole.start), whole.len()));
-        Ok((after, Step::between(Between::Sum { ranks: ranks.clone(), made, whole, halved })))
-    }
-
-    fn reserved(&self) -> &Reserved {
+    pub(crate) fn reserved(&self) -> &Reserved {
         self.reserved.as_ref().expect("`reserve` comes before all else")
     }
 
@@ -368,7 +319,7 @@ impl Executor {
     }
 
     /// The staging slot of carried values, and a micro-batch's own.
-    fn carry(&self, plan: &Plan, slot: usize) -> (Address, Address) {
+    pub(crate) fn carry(&self, plan: &Plan, slot: usize) -> (Address, Address) {
         let staging = self.base(Region::Carry);
         (staging, staging + ((1 + slot) * plan.placement.layout.carry_bytes) as Address)
     }
@@ -386,45 +337,6 @@ impl Executor {
         self.unslot(plan, phase, slot)?;
         self.run(plan, List::Phase(phase))?;
         self.ranks.as_ref().map_or(Ok(()), |ranks| ranks.check())
-    }
-
-    /// Sums the phase's range of the reduce arena over the joined ranks.
-    pub fn all_reduce(&mut self, plan: &Plan, phase: usize) -> Result<(), CudaError> {
-        self.gpu.enter()?;
-        let program = &self.reserved().programs[&plan.key];
-        let wait = program.between[phase].last().expect("what waits for the sums");
-        let steps = program.sums[phase].iter().map(|(_, sum)| sum).chain([wait]);
-        for step in steps {
-            step.commands.iter().try_for_each(|c| c.issue(&self.stream, step))?;
-        }
-        self.joined().check()
-    }
-
-    /// Parts of all ranks on every rank: `owners` says, for each of the result, whose it is; own ones are given in order.
-    pub fn share_parts(&mut self, own: Vec<Part>, owners: &[usize], elements: usize) -> Result<Vec<Part>, CudaError> {
-        self.gpu.enter()?;
-        let ranks = self.joined().clone();
-        let mut own = own.into_iter();
-        let part = |&owner: &usize| match owner == ranks.rank() {
-            true => Ok(own.next().expect("a part for each that is this rank's")),
-            false => self.reserved().parts.take(elements),
-        };
-        let parts = owners.iter().map(part).collect::<Result<Vec<_>, _>>()?;
-        let range = |(part, &owner): (&Part, &usize)| (part.address(), 4 * elements, owner);
-        let ranges: Vec<_> = parts.iter().zip(owners).map(range).collect();
-        ranks.share(&ranges, &self.stream)?;
-        Ok(parts)
-    }
-
-    /// Gives every rank what all carried: `slots` are each rank's micro-batches.
-    pub fn share_carry(&mut self, plan: &Plan, slots: &[Range<usize>]) -> Result<(), CudaError> {
-        self.gpu.enter()?;
-        let ranges = ranks::carried(slots, self.carry(plan, 0).1, plan.placement.layout.carry_bytes);
-        self.joined().share(&ranges, &self.stream)
-    }
-
-    fn joined(&self) -> &Rc<Ranks> {
-        self.ranks.as_ref().expect("`join` comes before what ranks share")
     }
 
     /// The steps of a section, in the order of its launches, and the executor's own after them.

@@ -11,6 +11,7 @@ mod conv_depthwise;
 mod driver;
 mod elementwise;
 mod error;
+mod exchange;
 mod executor;
 mod image;
 mod input;
