@@ -190,7 +190,7 @@ S
     "-n 32 --hostfile hosts --map-by ppr:8:node --bind-to none -x PATH -x LD_LIBRARY_PATH -x NCCL_DEBUG=WARN \
 --mca odls_base_sigkill_timeout 30 --mca pml ob1 $here/bind.sh retort train r.toml --run x"
   expect "torchrun.sh" "$(RANKS=4 NODES=2 NODE=1 MASTER_ADDR=n01 "$here/torchrun.sh" r.toml)" \
-    "--no-python --max-restarts 0 --nnodes 2 --node-rank 1 --nproc-per-node 4 --master-addr n01 --master-port 29500 retort train r.toml"
+    "--no-python --max-restarts 0 --nnodes 2 --node-rank 1 --nproc-per-node 4 --master-addr n01 --master-port 29500 -- retort train r.toml"
   for script in local.sh mpi.sh torchrun.sh bind.sh; do
     expect "$script without a recipe" "$("$here/$script" 2>/dev/null || echo $?)" 64
   done

@@ -15,4 +15,4 @@ ranks=${RANKS:-$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)}
 nodes=${NODES:-1}
 where=(--master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-29500}")
 exec torchrun --no-python --max-restarts 0 --nnodes "$nodes" --node-rank "${NODE:-0}" --nproc-per-node "$ranks" \
-  "${where[@]}" "${RETORT:-retort}" train "$@"
+  "${where[@]}" -- "${RETORT:-retort}" train "$@" # without -- it takes our --run for an option of its own
