@@ -21,7 +21,8 @@ cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)
   cat <<END
 # Faults of runs of several processes
 
-\`tests/faults.sh $RETORT_FAULT_RUNS\`, $(nproc) cores of $cpu, $(date -u +%F), commit $commit, load $(cut -d' ' -f1-3 /proc/loadavg) at the end.
+\`tests/faults.sh $RETORT_FAULT_RUNS\`, $(nproc) cores of $cpu, $(date -u +%F), commit $commit, load averages at the
+end $(cut -d' ' -f1-3 /proc/loadavg).
 ResNet-8 on 88 to 3200 made-up images, CPU ranks on one host. Times in seconds, from the fault to the report and to the end of the last
 process. Codes are those of the ranks in order (F1, F4: of the survivors; F5: of the launcher), × how often.
 

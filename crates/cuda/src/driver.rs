@@ -321,7 +321,7 @@ impl Drop for Event {
 #[derive(Debug)]
 pub(crate) struct Stream {
     pub gpu: Rc<Gpu>,
-    raw: sys::CUstream,
+    pub raw: sys::CUstream,
 }
 
 impl Stream {
@@ -335,11 +335,6 @@ impl Stream {
         self.gpu.enter()?;
         // SAFETY: it lives.
         driver(WAITING, unsafe { result::stream::synchronize(self.raw) })
-    }
-
-    /// The driver's handle, for NCCL.
-    pub(crate) fn raw(&self) -> *mut c_void {
-        self.raw.cast()
     }
 
     /// What comes after waits for the event.

@@ -77,7 +77,7 @@ impl Ranks {
     fn sum(&self, address: Address, elements: usize, element: Element) -> Result<(), CudaError> {
         // SAFETY: a range of the reduce arena or of its bf16 twin, which live as long as the lists and graphs that use them; events
         // order this stream's use of it and the compute stream's.
-        let done = unsafe { self.nccl.all_reduce_sum(address, elements, element, self.stream.raw()) };
+        let done = unsafe { self.nccl.all_reduce_sum(address, elements, element, self.stream.raw.cast()) };
         done.map_err(|e| named("sum over ranks", e))
     }
 
@@ -85,7 +85,7 @@ impl Ranks {
     pub(crate) fn share(&self, ranges: &[(Address, usize, usize)], compute: &Stream) -> Result<(), CudaError> {
         let broadcast = |&(address, bytes, owner): &(Address, usize, usize)| {
             // SAFETY: as in `sum`; parts go back to their pool, whose use is ordered by the same stream.
-            unsafe { self.nccl.broadcast(address, bytes, owner, compute.raw()) }
+            unsafe { self.nccl.broadcast(address, bytes, owner, compute.raw.cast()) }
         };
         let some = || ranges.iter().filter(|r| r.1 > 0);
         if some().next().is_none() {

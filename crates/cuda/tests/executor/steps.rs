@@ -38,34 +38,41 @@ pub(crate) fn compare(what: &str, model: &Model, units: &[usize], tolerance: f64
     }
 }
 
-/// Three captured steps in bf16 against the CPU's, by kind of value.
-pub(crate) fn compare_bf16(what: &str, model: &Model, units: usize, bounds: [f64; 3]) {
-    let Some(mut gpu) = Gpu::new(Mode::Captured) else { return };
-    let mut cpu = Cpu::new();
-    let expected = model.run(cpu.storage(), &[units], 1).go(
-        &mut cpu,
-        &[units],
-        std::env::var("STEPS").ok().map_or(3, |v| v.parse().unwrap()),
-    );
-    let got = model.run(gpu.storage(), &[units], 1).go(
-        &mut gpu,
-        &[units],
-        std::env::var("STEPS").ok().map_or(3, |v| v.parse().unwrap()),
-    );
-    for (kind, bound) in ["losses and logits", "parameters", "momenta"].into_iter().zip(bounds) {
-        let of = |values: &Values| {
-            values.iter().filter(|v| kind_of(v.0) == kind).map(|(n, v)| (n.clone(), v.clone())).collect()
-        };
-        close(&format!("{what}, {kind}"), &of(&got), &of(&expected), bound);
+/// Kinds of values, and the most that each may be off after three captured steps in bf16, of the tensor's size. Measured on the
+/// stand-in over all methods: 3.1e-3 (mixskd), 5.5e-4 (crld) and 1.2e-1 (atsc; most are below 5e-2). CPU and GPU add in other orders, so
+/// some activations round to the other neighbour, and gradients of batch norms, sums in which most cancels, see it a hundredfold.
+const KINDS: [(&str, f64); 3] = [("losses and logits", 2e-2), ("parameters", 2e-3), ("momenta", 0.25)];
+
+fn kind(name: &str) -> &'static str {
+    match name {
+        _ if name.contains("/reduced ") || name.ends_with("logits") => KINDS[0].0,
+        _ if name.starts_with("momentum.") || name.starts_with("norm ") => KINDS[2].0,
+        _ => KINDS[1].0,
     }
 }
 
-fn kind_of(name: &str) -> &'static str {
-    match name {
-        _ if name.contains("/reduced ") || name.ends_with("logits") => "losses and logits",
-        _ if name.starts_with("momentum") || name.starts_with("norm ") => "momenta",
-        _ => "parameters",
+/// Three captured steps on the GPU give what they give on the CPU.
+pub(crate) fn compare_three(what: &str, model: &Model, units: usize) {
+    let Some(mut gpu) = Gpu::new(Mode::Captured) else { return };
+    let mut cpu = Cpu::new();
+    let run = model.run(cpu.storage(), &[units], 1);
+    let [before, expected] = [0, 3].map(|steps| run.go(&mut cpu, &[units], steps));
+    let got = model.run(gpu.storage(), &[units], 1).go(&mut gpu, &[units], 3);
+    assert!(gpu.0.graphs() > 0, "nothing was captured");
+    for (name, bound) in KINDS {
+        let of = |values: &Values| values.clone().into_iter().filter(|v| kind(&v.0) == name).collect::<Values>();
+        close(&format!("{what} bf16, {name}"), &of(&got), &of(&expected), bound);
     }
+    // It says something only where steps change filters by more than they may be off.
+    let filters = before.keys().filter(|name| name.starts_with("student.") && name.ends_with("conv1.weight"));
+    let moved = |name: &String| {
+        let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+        let (a, b) = (&before[name], &expected[name]);
+        norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
+    };
+    let most = filters.map(moved).fold(0.0, f64::max);
+    println!("{what} bf16: filters moved by up to {most:.1e}");
+    assert!(most > 2.0 * KINDS[1].1, "{what}: filters move by {most:.1e} at most");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use tensor::{HostTensor, Shape};
 use train::TrainError;
 use train::engine::{Engine, Micro, Sizes, StepInputs, StepValues};
 use train::executor::Executor;
+use train::recipe::RanksSection;
 use train::step::{Compile, Model};
 
 pub(crate) const SIDE: usize = 8;
@@ -210,7 +211,7 @@ fn rank_main<E: Machine>(
     let spec = &model.spec;
     let place = (comm.rank(), comm.world_size());
     let mut executor = E::of(place.0);
-    executor.join(comm.as_ref(), None)?;
+    executor.join(comm.as_ref(), &RanksSection::default(), None)?;
     let compile = compile(run.units[0], run.bucket_bytes);
     let mut engine = Engine::new(model, &compile, &sizes(run, spec), executor, comm)?;
     engine.initialise(7)?;
