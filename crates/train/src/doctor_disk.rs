@@ -19,7 +19,7 @@ pub(crate) fn disk(asked: &Asked, tell: &Tell, needed: &Receiver<u64>) {
     // Nothing is made here that a run did not ask for.
     let Some(folder) = run_dir.ancestors().find(|p| p.exists()) else { return };
     let shown = match folder == run_dir {
-        true => format!("{}", run_dir.display()),
+        true => run_dir.display().to_string(),
         false => format!("{} (for {})", folder.display(), run_dir.display()),
     };
     tell.tell(match sync_time(folder) {
