@@ -52,7 +52,7 @@ step format cargo fmt --all --check
 step lints cargo clippy --workspace --all-targets --release -- -D warnings
 step documentation env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --release
 step tests cargo test --workspace --release
-step "tests on the stand-in GPU" with_driver cargo test --workspace --release --test executor --test cuda
+step "tests on the stand-in GPU" with_driver cargo test --workspace --release --test executor --test cuda --test norms
 step "sanitizers and planted bugs" tests/sanitize.sh short
 
 printf '\n== passed\n'

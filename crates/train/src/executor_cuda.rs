@@ -8,6 +8,7 @@ use comm::{Communicator, Library, Nccl, NcclSettings};
 use plan::{NonFinite, Plan, Scalars, StateTable, Storage};
 use spec::ValueId;
 use std::ops::Range;
+use std::rc::Rc;
 use std::time::Duration;
 use tensor::HostTensor;
 
@@ -46,6 +47,10 @@ impl Executor for cuda::Executor {
         Ok(())
     }
 
+    fn meet(&mut self, _comm: &Rc<dyn Communicator>) -> bool {
+        self.is_joined()
+    }
+
     fn sums_over_ranks(&self) -> bool {
         self.is_joined()
     }
@@ -70,12 +75,7 @@ impl Executor for cuda::Executor {
         Ok(self.share_parts(own, owners, len)?)
     }
 
-    fn share_carry(
-        &mut self,
-        comm: &dyn Communicator,
-        plan: &Plan,
-        slots: &[Range<usize>],
-    ) -> Result<(), TrainError> {
+    fn share_carry(&mut self, comm: &dyn Communicator, plan: &Plan, slots: &[Range<usize>]) -> Result<(), TrainError> {
         if !self.is_joined() {
             return on_host::share_carry(self, comm, plan, slots);
         }

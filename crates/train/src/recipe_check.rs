@@ -2,7 +2,7 @@
 
 use super::Loaded;
 use super::recipe_error::{RecipeError, nearest};
-use crate::recipe::{Augment, Recipe};
+use crate::recipe::{Augment, BnPolicy, Recipe};
 use crate::schedule::ScheduleName;
 use nets::{NetError, NetworkSpec};
 use toml_edit::{DocumentMut, Item};
@@ -41,6 +41,13 @@ impl Loaded {
     /// Whether the global batch can be shared among ranks.
     pub fn check_ranks(&self, world_size: usize) -> Result<(), RecipeError> {
         let train = &self.recipe.train;
+        if train.reproducible && train.bn != BnPolicy::Local && world_size > 1 {
+            let what = format!(
+                "train.bn: expected \"local\" with train.reproducible and {world_size} ranks, since with any other the weights \
+                depend on the number of ranks"
+            );
+            return Err(self.fault("train.bn", &what, "use train.bn = \"local\", or train.reproducible = false"));
+        }
         if train.micro_batch.is_some() {
             return Ok(());
         }
@@ -104,7 +111,11 @@ fn numbers(r: &Recipe) -> Vec<Rule> {
     vec![
         ("ranks.rendezvous_s", seconds(limits.rendezvous_s), SECONDS),
         ("ranks.heartbeat_s", seconds(limits.heartbeat_s), SECONDS),
-        ("ranks.hang_s", limits.hang_s <= 1e6 && limits.hang_s >= 3.0 * limits.heartbeat_s, "three heartbeats or more; 60 is the default"),
+        (
+            "ranks.hang_s",
+            limits.hang_s <= 1e6 && limits.hang_s >= 3.0 * limits.heartbeat_s,
+            "three heartbeats or more; 60 is the default",
+        ),
         ("ranks.slow_phase_s", seconds(limits.slow_phase_s), SECONDS),
         ("optimizer.lr", o.lr.is_none_or(positive), RATE),
         ("optimizer.lr_per_256", o.lr_per_256.is_none_or(positive), RATE),

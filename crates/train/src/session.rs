@@ -95,12 +95,12 @@ pub struct Session {
 impl Session {
     pub fn open(loaded: Loaded, options: RunOptions) -> Result<Session, TrainError> {
         let annotated = loaded.annotated();
-        let Loaded { recipe, text, path, .. } = loaded;
         let (device, ranks) = match &options.joined {
             Some(joined) => (joined.device, joined.world_size),
-            None => (Device::choose(options.device, recipe.train.precision)?, options.ranks.max(1)),
+            None => (Device::choose(options.device, loaded.recipe.train.precision)?, options.ranks.max(1)),
         };
-        check_batches(&recipe, ranks)?;
+        loaded.check_ranks(ranks)?;
+        let Loaded { recipe, text, path, .. } = loaded;
         let folder = recipe.data.folder.clone();
         let plain = BatchSpec {
             views: vec![],
@@ -129,14 +129,12 @@ impl Session {
         }
         let train_input = set_input(&crate::inputs::train_augment(&recipe), &train_set, &train_set.stats);
         let eval_input = set_input(&crate::inputs::eval_augment(&recipe), &eval_set, &train_set.stats);
-        let compile = Compile::new(&recipe, train_input, eval_input);
+        let compile = Compile::new(&recipe, train_input, eval_input).over(ranks);
         let run_dir = options.run_dir.clone().unwrap_or_else(|| default_run_dir(&recipe, &path));
         let (train_set, eval_set) = (Arc::new(train_set), Arc::new(eval_set));
         if let Some(joined) = &options.joined {
             let named = train_set.clone();
-            joined.name_samples(Box::new(move |i| {
-                format!("{i} ({})", named.loader.dataset().place(i as usize))
-            }));
+            joined.name_samples(Box::new(move |i| format!("{i} ({})", named.loader.dataset().place(i as usize))));
         }
         let notes = vec![];
         let mut session =
@@ -148,6 +146,7 @@ impl Session {
     fn describe(&self, ranks: usize) -> Result<Vec<String>, TrainError> {
         let (train, test) = (&self.train_set, &self.eval_set);
         let feed = self.feed(Rank { rank: 0, world: ranks })?;
+        feed.check_norms(&self.recipe)?;
         let [h, w, c] = self.model.setting.image;
         let (_, rule) = self.recipe.optimizer.base_lr(self.recipe.train.global_batch);
         let mut notes = vec![
@@ -421,23 +420,6 @@ impl Job for Described<'_> {
     fn run<E: Executor>(self, make: impl Fn(usize) -> Result<E, TrainError> + Sync) -> Result<String, TrainError> {
         Ok(self.0.device_note(&make(0)?))
     }
-}
-
-fn check_batches(recipe: &Recipe, ranks: usize) -> Result<(), TrainError> {
-    let batch = recipe.train.global_batch;
-    if recipe.train.micro_batch.is_none() && !batch.is_multiple_of(ranks) {
-        let (low, high) = (batch / ranks * ranks, batch.next_multiple_of(ranks));
-        return Err(TrainError::Setting(format!(
-            "global_batch {batch} is not divisible by world_size {ranks}; use {low} or {high}"
-        )));
-    }
-    if recipe.train.reproducible && recipe.train.micro_batch.is_none() && ranks > 1 {
-        return Err(TrainError::Setting(format!(
-            "train.reproducible with {ranks} ranks needs train.micro_batch, the unit that ranks share; for example {}",
-            batch / ranks
-        )));
-    }
-    Ok(())
 }
 
 pub(crate) fn plural(n: usize) -> &'static str {

@@ -7,6 +7,7 @@ use spec::{DrawKind, Method, Network, Precision, Sampler, Setting, Spec};
 use std::collections::{BTreeMap, HashMap};
 use tensor::{HostTensor, Shape};
 use train::engine::{Engine, Micro, Sizes, StepInputs, StepValues};
+use train::recipe::BnPolicy;
 use train::step::{Compile, Model};
 
 pub(crate) const SIDE: usize = 8;
@@ -164,7 +165,7 @@ fn compile(global_batch: usize) -> Compile {
         bucket_bytes: 1 << 20,
         keep_outputs: false,
     };
-    Compile { options, global_batch, train_input: None, eval_input: None }
+    Compile { options, global_batch, train_input: None, eval_input: None, bn: BnPolicy::Local, world: 1 }
 }
 
 fn rank_main(run: &Run<'_>, network: fn() -> Box<dyn Network>, make: Make<'_>, comm: Box<dyn Communicator>) -> Result {
