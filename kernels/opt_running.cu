@@ -1,5 +1,5 @@
 // opt_running: running means and variances of all batch norms in one launch. graph::Op BnRunning.
-//   running <- keep running + take statistic, for each micro-batch, in it each forward, in it each group, each `updates` times
+//   running <- keep running + take statistic, for each of the first micro-batches, in it each forward, in it each group, each `updates` times
 //   nothing is written where *finite is 0
 //
 // blocks: [blocks], 128 channels of one layer's mean or variance each; forwards: carried statistics f32[groups][channels] of
@@ -30,10 +30,10 @@ static_assert(sizeof(RunningForward) == 16 && sizeof(RunningBlock) == 32 && size
 extern "C" __global__ void __launch_bounds__(128) opt_running(const __grid_constant__ RunningArgs a) {
   if (*a.finite == 0.f) return;
   const RunningBlock b = a.blocks[blockIdx.x];
-  const uint32_t channel = b.first_channel + threadIdx.x, leaves = a.scalars->leaves;
+  const uint32_t channel = b.first_channel + threadIdx.x, micros = a.scalars->running;
   if (channel >= b.channels) return;
   float running = b.running[channel];
-  for (uint32_t micro = 0; micro < leaves; micro++) {
+  for (uint32_t micro = 0; micro < micros; micro++) {
     for (uint32_t f = 0; f < b.forwards; f++) {
       const RunningForward forward = a.forwards[b.first_forward + f];
       const auto *p = (const float *)((const char *)forward.p + micro * a.slot_bytes) + channel;

@@ -78,7 +78,7 @@ step lints cargo clippy --workspace --all-targets --release -- -D warnings
 step "lints of the MPI plugin" plugin_checks
 step documentation env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --release
 step tests cargo test --workspace --release
-step "tests on the stand-in GPU" with_driver cargo test --workspace --release --test executor --test cuda --test nccl --test ranks_cuda
+step "tests on the stand-in GPU" with_driver cargo test --workspace --release --test executor --test cuda --test nccl --test ranks_cuda --test norms
 step "launch scripts" launch/test.sh
 step "sanitizers and planted bugs" tests/sanitize.sh short
 

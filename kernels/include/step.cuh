@@ -9,7 +9,8 @@ struct Scalars {
   uint32_t leaves;      // micro-batches of the global batch
   uint32_t before[2];   // units of each role in the micro-batches before this one
   uint32_t full_units;  // most units of role 0 in any micro-batch
-  uint32_t pad[3];
+  uint32_t running;     // micro-batches, the first ones, by which running statistics move
+  uint32_t pad[2];
   // then units of each micro-batch: uint32_t [leaves][2]
 };
 static_assert(sizeof(Scalars) == 544, "cuda/src/scalars.rs has the same");

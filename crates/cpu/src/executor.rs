@@ -2,7 +2,8 @@
 
 use crate::arena::Arenas;
 use crate::io::Real;
-use graph::{Section, ValueId};
+use crate::ranks::{self, Gather};
+use graph::{Op, Section, ValueId};
 use plan::{Arena, Launch, Loc, NonFinite, Plan, Scalars, StateTable};
 use std::time::{Duration, Instant};
 use tensor::{Dtype, HostTensor};
@@ -14,6 +15,9 @@ pub enum CpuError {
     Threads { threads: usize, source: rayon::ThreadPoolBuildError },
     #[error("{name}: expected {expected}, got {got}")]
     Tensor { name: String, expected: String, got: String },
+    /// The ranks could not exchange what a batch norm over all of them needs.
+    #[error("exchange between ranks: {0}")]
+    Ranks(Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// Memory and threads of one rank. `T` is f32, or f64 for checks.
@@ -21,6 +25,8 @@ pub enum CpuError {
 pub struct Executor<T> {
     arenas: Arenas,
     pool: rayon::ThreadPool,
+    /// The way to the other ranks, if there are any.
+    ranks: Option<Box<dyn Gather>>,
     /// Time per launch, when asked for.
     profile: Option<Vec<(String, &'static str, Duration)>>,
     real: std::marker::PhantomData<T>,
@@ -30,12 +36,17 @@ impl<T: Real> Executor<T> {
     pub fn new(threads: usize) -> Result<Executor<T>, CpuError> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("cpu-{i}")).build();
         let pool = pool.map_err(|source| CpuError::Threads { threads, source })?;
-        Ok(Executor { arenas: Arenas::default(), pool, profile: None, real: std::marker::PhantomData })
+        Ok(Executor { arenas: Arenas::default(), pool, ranks: None, profile: None, real: std::marker::PhantomData })
     }
 
     /// Threads that it computes with.
     pub fn threads(&self) -> usize {
         self.pool.current_num_threads()
+    }
+
+    /// Bodies exchange values with other ranks so. Plans for several ranks need it.
+    pub fn meet(&mut self, ranks: Box<dyn Gather>) {
+        self.ranks = Some(ranks);
     }
 
     /// Makes room for a plan and `micro_batches` of carried values.
@@ -51,7 +62,7 @@ impl<T: Real> Executor<T> {
 
     /// Runs what depends on frozen state alone. Needed after the state was loaded, and when another plan was prepared.
     pub fn prepare(&mut self, plan: &Plan) {
-        self.launches(plan, plan.section(0, Section::Prepare), Some(0), &Scalars::default());
+        self.compute(plan, plan.section(0, Section::Prepare), Some(0), &Scalars::default());
     }
 
     /// Fills an input of the next body. Floats are converted to the executor's own type.
@@ -81,30 +92,65 @@ impl<T: Real> Executor<T> {
     }
 
     /// Runs the body of a phase for one micro-batch. `slot` is its place in the global batch, where what it carries is kept.
-    pub fn body(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) {
-        self.launches(plan, plan.section(phase, Section::Body), Some(slot), scalars);
+    /// Errors: the ranks could not exchange values.
+    pub fn body(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) -> Result<(), CpuError> {
+        self.launches(plan, plan.section(phase, Section::Body), slot, scalars)
     }
 
     /// Runs the update of a phase on reduced gradients and all carried values.
     pub fn update(&mut self, plan: &Plan, phase: usize, scalars: &Scalars) {
-        self.launches(plan, plan.section(phase, Section::Update), None, scalars);
+        self.compute(plan, plan.section(phase, Section::Update), None, scalars);
     }
 
-    /// Runs a body launch by launch and names the first whose output is not finite.
-    pub fn first_nonfinite(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) -> Option<NonFinite> {
+    /// Runs a body launch by launch, to its end since other ranks may wait for what it gives, and names the first whose output is not
+    /// finite.
+    pub fn first_nonfinite(
+        &mut self,
+        plan: &Plan,
+        phase: usize,
+        slot: usize,
+        scalars: &Scalars,
+    ) -> Result<Option<NonFinite>, CpuError> {
+        let mut found = None;
         for launch in plan.section(phase, Section::Body) {
-            self.launches(plan, std::slice::from_ref(launch), Some(slot), scalars);
+            self.launches(plan, std::slice::from_ref(launch), slot, scalars)?;
             let io = self.arenas.io(plan, launch, Some(slot), scalars);
             let float = |o: &&mut crate::io::Output<'_>| matches!(o.dtype, Dtype::F32 | Dtype::F64 | Dtype::Bf16);
             let mut outputs = io.outputs;
-            if outputs.iter_mut().filter(float).any(|o| o.real::<T>().iter().any(|x| !x.is_finite())) {
-                return Some(NonFinite { path: launch.path.clone(), op: launch.op.name() });
+            let finite = outputs.iter_mut().filter(float).all(|o| o.real::<T>().iter().all(|x| x.is_finite()));
+            if !finite && found.is_none() {
+                found = Some(NonFinite { path: launch.path.clone(), op: launch.op.name() });
             }
         }
-        None
+        Ok(found)
     }
 
-    fn launches(&mut self, plan: &Plan, launches: &[Launch], slot: Option<usize>, scalars: &Scalars) {
+    /// Launches of a body: what is exchanged with other ranks goes by this thread, the rest by the pool.
+    fn launches(&mut self, plan: &Plan, launches: &[Launch], slot: usize, scalars: &Scalars) -> Result<(), CpuError> {
+        let Some(ranks) = self.ranks.take() else {
+            self.compute(plan, launches, Some(slot), scalars);
+            return Ok(());
+        };
+        let mut done = Ok(());
+        for run in launches.split_inclusive(|l| matches!(l.op, Op::GatherRanks { .. })) {
+            match run {
+                [before @ .., Launch { op: Op::GatherRanks { world, count }, .. }] => {
+                    self.compute(plan, before, Some(slot), scalars);
+                    let mut io = self.arenas.io(plan, &run[before.len()], Some(slot), scalars);
+                    let all = ranks.all_gather(&ranks::own::<T>(&io, *count));
+                    done = all.map(|all| ranks::spread::<T>(&mut io, &all, *world)).map_err(CpuError::Ranks);
+                }
+                run => self.compute(plan, run, Some(slot), scalars),
+            }
+            if done.is_err() {
+                break;
+            }
+        }
+        self.ranks = Some(ranks);
+        done
+    }
+
+    fn compute(&mut self, plan: &Plan, launches: &[Launch], slot: Option<usize>, scalars: &Scalars) {
         let Executor { arenas, pool, profile, .. } = self;
         pool.install(|| {
             for launch in launches {

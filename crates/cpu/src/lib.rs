@@ -19,6 +19,7 @@ pub mod linear;
 mod neighbours;
 mod pool;
 mod rank;
+mod ranks;
 mod row_kind;
 mod row_loss;
 mod rows;
@@ -32,3 +33,4 @@ mod update;
 
 pub use executor::{CpuError, Executor};
 pub use io::{Real, Scalars};
+pub use ranks::Gather;

@@ -2,7 +2,7 @@
 
 use crate::elementwise::map_in_place;
 use crate::io::{Io, Output, Real};
-use crate::{bn, correlation, elementwise, image, linear, neighbours, pool, rank, row_loss, rows, update};
+use crate::{bn, correlation, elementwise, image, linear, neighbours, pool, rank, ranks, row_loss, rows, update};
 use graph::Op;
 use tensor::Dtype;
 
@@ -40,6 +40,9 @@ pub(crate) fn run<T: Real>(op: &Op, io: &mut Io<'_>) {
         Op::BnAct { bn, source: _, relu, mask: _ } => bn::apply_act::<T>(io, *bn, *relu),
         Op::BnGradSums { bn } => bn::grad_sums::<T>(io, *bn),
         Op::BnGradApply { bn, source, shortcut: _ } => bn::grad_apply::<T>(io, *bn, *source),
+        Op::GatherRanks { world, count } => ranks::spread::<T>(io, &ranks::own::<T>(io, *count), *world),
+        Op::BnMergeRanks => ranks::merge::<T>(io),
+        Op::BnSumRanks { count } => ranks::sum::<T>(io, *count),
         Op::FoldBn { eps } => bn::fold::<T>(io, *eps),
         Op::Unary(kind) => elementwise::unary::<T>(io, *kind),
         Op::UnaryGrad(kind) => elementwise::unary_grad::<T>(io, *kind),

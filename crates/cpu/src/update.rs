@@ -79,7 +79,7 @@ pub(crate) fn ema<T: Real>(io: &mut Io<'_>, decay: SlotId) {
 }
 
 /// finite, then for each layer `forwards` pairs of carried mean and unbiased variance [g,c] → running statistics.
-/// Micro-batches in order, in each the forwards, in each the groups; states: mean, variance, …
+/// The first micro-batches that `Scalars::running` counts, in order, in each the forwards, in each the groups; states: mean, variance, …
 pub(crate) fn bn_running<T: Real>(io: &mut Io<'_>, momentum: f64, layers: &[BnRunningLayer]) {
     if !io.is_finite::<T>(0) {
         return;
@@ -87,11 +87,12 @@ pub(crate) fn bn_running<T: Real>(io: &mut Io<'_>, momentum: f64, layers: &[BnRu
     let (keep, take) = (T::of(1.0 - momentum), T::of(momentum));
     let mut pairs = io.inputs[1..].chunks_exact(2);
     for (layer, states) in layers.iter().zip(io.states.chunks_exact_mut(2)) {
+        let micros = io.scalars.running.min(io.scalars.micro_units.len());
         let forwards: Vec<_> = pairs.by_ref().take(layer.forwards).collect();
         for (i, state) in states.iter_mut().enumerate() {
             let running = state.real::<T>();
             let stats = |micro| forwards.iter().map(move |pair| pair[i].slot(micro).real::<T>());
-            for stats in (0..io.scalars.micro_units.len()).flat_map(stats) {
+            for stats in (0..micros).flat_map(stats) {
                 for stat in stats.chunks_exact(running.len()) {
                     for _ in 0..layer.updates {
                         running.iter_mut().zip(stat).for_each(|(r, &s)| *r = keep * *r + take * s);

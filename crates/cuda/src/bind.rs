@@ -3,7 +3,7 @@
 //! A pure function of the launch, the addresses and the number of SMs: equal on every rank, testable without a GPU. One
 //! function per op, in the module of its family; each kernel's argument struct lies beside it, its size asserted on both sides.
 
-use crate::{bn, conv, elementwise, image, loss, matmul, pool, rank, rows, scalars, update};
+use crate::{bn, bn_ranks, conv, elementwise, image, loss, matmul, pool, rank, rows, scalars, update};
 use bytemuck::{NoUninit, Pod, Zeroable};
 use graph::Op;
 use plan::Launch;
@@ -26,6 +26,16 @@ pub enum Command {
         from: Address,
         bytes: usize,
     },
+    /// Gives every rank the bytes of all.
+    Gather(Vec<Gathered>),
+}
+
+/// `bytes` bytes of every rank, from `from` on each, in rank order at `to`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gathered {
+    pub to: Address,
+    pub from: Address,
+    pub bytes: usize,
 }
 
 /// One kernel launch.
@@ -232,6 +242,10 @@ impl<'a> Bind<'a> {
         }
     }
 
+    pub(crate) fn gather(&mut self, parts: Vec<Gathered>) {
+        self.bound.commands.push(Command::Gather(parts));
+    }
+
     pub(crate) fn copy(&mut self, to: Address, from: Address, bytes: usize) {
         if bytes > 0 && to != from {
             self.bound.commands.push(Command::Copy { to, from, bytes });
@@ -303,6 +317,9 @@ fn op(b: &mut Bind<'_>, op: &Op) {
         Op::BnAct { bn, source: _, relu, mask: _ } => bn::apply(b, *bn, *relu),
         Op::BnGradSums { bn } => bn::grad_sums(b, *bn),
         Op::BnGradApply { bn, source, shortcut: _ } => bn::grad_apply(b, *bn, *source),
+        Op::GatherRanks { world, count } => bn_ranks::gather(b, *world, *count),
+        Op::BnMergeRanks => bn_ranks::merge(b),
+        Op::BnSumRanks { count } => bn_ranks::sum(b, *count),
         Op::FoldBn { eps } => bn::fold(b, *eps),
         Op::Unary(kind) => elementwise::unary(b, *kind),
         Op::UnaryGrad(kind) => elementwise::unary_grad(b, *kind),

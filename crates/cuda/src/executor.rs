@@ -175,7 +175,7 @@ impl Executor {
 
     pub(crate) fn steps(&self, binds: Vec<Bind>) -> Result<Vec<Step>, CudaError> {
         let mut modules = self.modules.borrow_mut();
-        binds.into_iter().map(|b| Step::new(b, &mut modules)).collect()
+        binds.into_iter().map(|b| Step::new(b, &mut modules, self.ranks.as_ref())).collect()
     }
 
     fn program(&self, plan: &Plan, bindings: Vec<Bindings>, map: &Map) -> Result<Program, CudaError> {

@@ -76,7 +76,8 @@ impl Executor {
         Ok(None)
     }
 
-    /// Runs a body launch by launch and names the first whose output is not finite.
+    /// Runs a body launch by launch, to its end since other ranks may wait for what it gives, and names the first whose output is not
+    /// finite.
     pub fn first_nonfinite(
         &mut self,
         plan: &Plan,
@@ -87,17 +88,18 @@ impl Executor {
         self.begin(scalars)?;
         self.unslot(plan, phase, slot)?;
         let launches = plan.section(phase, Section::Body);
+        let mut found = None;
         for (step, launch) in self.steps_of(plan, phase, Section::Body).iter().zip(launches) {
             stepped(step, &self.stream)?;
             for output in launch.outputs.iter().filter(|o| matches!(o.dtype, Dtype::F32 | Dtype::Bf16)) {
                 let place =
                     (self.map().address(plan, output, Section::Body), output.shape.elements() * output.dtype.size());
                 let bytes = self.fetch(&[place])?.swap_remove(0);
-                if numbers(&bytes, output.dtype).iter().any(|x| !x.is_finite()) {
-                    return Ok(Some(NonFinite { path: step.path.clone(), op: step.op }));
+                if found.is_none() && numbers(&bytes, output.dtype).iter().any(|x| !x.is_finite()) {
+                    found = Some(NonFinite { path: step.path.clone(), op: step.op });
                 }
             }
         }
-        Ok(None)
+        Ok(found)
     }
 }

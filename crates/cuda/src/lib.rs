@@ -6,6 +6,7 @@
 mod arena;
 pub mod bind;
 mod bn;
+mod bn_ranks;
 mod conv;
 mod conv_depthwise;
 mod driver;

@@ -106,7 +106,7 @@ impl Executor {
         let bound = bind(&launch, &addresses, self.math(), sms);
         self.store(constants.address, &bound.constants)?;
         let bind = Bind { path: launch.path, op: "conv_fprop", cost: launch.cost, commands: bound.commands };
-        let step = Step::new(bind, &mut self.modules.borrow_mut())?;
+        let step = Step::new(bind, &mut self.modules.borrow_mut(), None)?;
         let product = || step.commands.iter().try_for_each(|c| c.issue(&self.stream, &step));
         Ok(2.0 * (n as f64).powi(3) / self.seconds(product)?)
     }

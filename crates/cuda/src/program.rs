@@ -5,11 +5,12 @@ use crate::bind::{Address, Bound, Command, Math, bind};
 use crate::driver::{Function, Stream};
 use crate::error::CudaError;
 use crate::module::Modules;
-use crate::ranks::Between;
+use crate::ranks::{Between, Ranks};
 use crate::update;
 use graph::Section;
 use plan::{Arena, Arg, Cost, Launch, Plan};
 use std::ops::Range;
+use std::rc::Rc;
 
 /// The commands of a launch, or of an upkeep of the executor's own.
 #[derive(Clone, Debug)]
@@ -38,8 +39,17 @@ pub(crate) enum Ready {
 }
 
 impl Ready {
-    fn new(command: Command, modules: &mut Modules, path: &str, op: &'static str) -> Result<Ready, CudaError> {
+    fn new(
+        command: Command,
+        modules: &mut Modules,
+        ranks: Option<&Rc<Ranks>>,
+        (path, op): (&str, &'static str),
+    ) -> Result<Ready, CudaError> {
         Ok(match command {
+            Command::Gather(parts) => {
+                let ranks = ranks.expect("a plan for several ranks runs where they have joined").clone();
+                Ready::Between(Between::Gather { ranks, parts })
+            }
             Command::Zero { to, bytes } => Ready::Zero { to, bytes },
             Command::Copy { to, from, bytes } => Ready::Copy { to, from, bytes },
             Command::Kernel(kernel) => {
@@ -92,9 +102,11 @@ impl Step {
         Step { path, op, cost: Cost::default(), commands: vec![Ready::Between(command)] }
     }
 
-    pub(crate) fn new(bind: Bind, modules: &mut Modules) -> Result<Step, CudaError> {
+    /// `ranks`: those that joined, for commands that concern all of them.
+    pub(crate) fn new(bind: Bind, modules: &mut Modules, ranks: Option<&Rc<Ranks>>) -> Result<Step, CudaError> {
         let Bind { path, op, cost, commands } = bind;
-        let commands = commands.into_iter().map(|c| Ready::new(c, modules, &path, op)).collect::<Result<_, _>>()?;
+        let ready = |c| Ready::new(c, modules, ranks, (&path, op));
+        let commands = commands.into_iter().map(ready).collect::<Result<_, _>>()?;
         Ok(Step { path, op, cost, commands })
     }
 }

@@ -1,9 +1,9 @@
 //! What the ranks of a run exchange between their GPUs, by NCCL.
 //!
 //! Sums of gradients go on a stream of their own, a bucket as soon as the body has made it, beside the rest of the body; the update
-//! waits for all of them. Everything may be captured. Parts and carried values are exchanged on the compute stream.
+//! waits for all of them. Everything may be captured. Parts, carried values and batch statistics are exchanged on the compute stream.
 
-use crate::bind::Address;
+use crate::bind::{Address, Gathered};
 use crate::driver::{Event, Gpu, Stream};
 use crate::error::CudaError;
 use crate::program::Step;
@@ -95,6 +95,18 @@ impl Ranks {
     }
 }
 
+impl Ranks {
+    /// Gives every rank the bytes of all, as one launch.
+    pub(crate) fn gather(&self, parts: &[Gathered], compute: &Stream) -> Result<(), CudaError> {
+        let one = |&Gathered { to, from, bytes }: &Gathered| {
+            // SAFETY: operands of one launch in the work arena, or constants, which live as long as the lists and graphs that use
+            // them; the plan's checker proved that they lie apart, and one stream orders their use.
+            unsafe { self.nccl.all_gather(from, to, bytes, compute.raw.cast()) }
+        };
+        self.nccl.group(|| parts.iter().try_for_each(one)).map_err(|e| named("exchange of batch statistics", e))
+    }
+}
+
 fn named(what: &str, error: NcclError) -> CudaError {
     CudaError::Ranks { what: what.to_string(), source: Box::new(error) }
 }
@@ -108,6 +120,8 @@ pub(crate) enum Between {
     Summed { ranks: Rc<Ranks>, done: Event },
     /// Gives every rank the ranges of their owners.
     Share { ranks: Rc<Ranks>, ranges: Vec<(Address, usize, usize)> },
+    /// Gives every rank the bytes of all, within a body.
+    Gather { ranks: Rc<Ranks>, parts: Vec<Gathered> },
 }
 
 /// Elements that go between ranks as bf16: a cast, their sum, a cast back.
@@ -125,6 +139,7 @@ impl Between {
             Between::Sum { .. } => "all_reduce",
             Between::Summed { .. } => "wait for all_reduce",
             Between::Share { .. } => "broadcasts",
+            Between::Gather { .. } => "all_gather",
         }
     }
 
@@ -149,6 +164,7 @@ impl Between {
                 compute.wait(done)
             }
             Between::Share { ranks, ranges } => ranks.share(ranges, compute),
+            Between::Gather { ranks, parts } => ranks.gather(parts, compute),
         }
     }
 }

@@ -106,7 +106,7 @@ impl Executor {
         self.store(constants.address(), &bound.constants)?;
         let bind =
             Bind { path: run.name.to_string(), op: run.op.name(), cost: Cost::default(), commands: bound.commands };
-        let step = Step::new(bind, &mut self.modules.borrow_mut())?;
+        let step = Step::new(bind, &mut self.modules.borrow_mut(), None)?;
         stepped(&step, &self.stream)?;
         for (i, input) in inputs.iter().chain(&halves).chain([&scratch, &constants, &scalars]).enumerate() {
             input.read(self, run, &format!("operand {i}"))?;

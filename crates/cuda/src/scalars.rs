@@ -16,7 +16,8 @@ struct Head {
     leaves: u32,
     before: [u32; 2],
     full_units: u32,
-    pad: [u32; 3],
+    running: u32,
+    pad: [u32; 2],
 }
 const _: () = assert!(size_of::<Head>() == 544);
 
@@ -36,7 +37,8 @@ pub(crate) fn encode(scalars: &Scalars) -> Vec<u8> {
         leaves: scalars.micro_units.len() as u32,
         before: [units(0), units(1)],
         full_units: scalars.micro_units.iter().map(|u| u[0]).max().unwrap_or(0) as u32,
-        pad: [0; 3],
+        running: scalars.running.min(scalars.micro_units.len()) as u32,
+        pad: [0; 2],
     };
     let mut out = bytemuck::bytes_of(&head).to_vec();
     for units in &scalars.micro_units {

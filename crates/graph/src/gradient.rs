@@ -91,7 +91,16 @@ pub fn gradient(graph: &mut Graph, id: NodeId, flow: &Cotangents, wants: &[bool]
             let sums = rule.push(Op::BnGradSums { bn }, &[dy, x[0], x[1], x[2]]);
             (grads[3], grads[4]) = (Some(sums[0]), Some(sums[1]));
             if wants[0] {
-                let inputs = [dy, x[0], x[1], x[2], x[3], sums[2]];
+                let merged = rule.graph.producer(x[1]).filter(|n| n.op == Op::BnMergeRanks);
+                let gather = merged.and_then(|n| rule.graph.producer(n.inputs[0])).map(|n| n.op.clone());
+                let sums = match gather {
+                    Some(gather @ Op::GatherRanks { count, .. }) => {
+                        let all = rule.push(gather, &[sums[2]]);
+                        rule.push(Op::BnSumRanks { count }, &all)[0]
+                    }
+                    _ => sums[2],
+                };
+                let inputs = [dy, x[0], x[1], x[2], x[3], sums];
                 grads[0] = rule.one(Op::BnGradApply { bn, source, shortcut: false }, &inputs);
             }
         }
@@ -126,7 +135,7 @@ pub fn gradient(graph: &mut Graph, id: NodeId, flow: &Cotangents, wants: &[bool]
         | Op::MixRowsGrad
         | Op::Unslice { .. }
         | Op::ScatterAddRows { .. } => {}
-        Op::ConvStats { .. } => {}
+        Op::ConvStats { .. } | Op::GatherRanks { .. } | Op::BnMergeRanks | Op::BnSumRanks { .. } => {}
         Op::ConvWgrad { .. } | Op::ConvAct { .. } | Op::ColumnSum | Op::BnAct { .. } | Op::BnGradSums { .. } => {}
         Op::ConvDgrad { .. }
         | Op::BnGradApply { .. }

@@ -119,6 +119,12 @@ pub fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Outputs, Stri
             Ok(vec![(Shape::new(&[c]), acc), (Shape::new(&[c]), acc), (Shape::new(&[bn.groups, 2, c]), acc)])
         }
         Op::BnGradApply { shortcut, .. } => Ok(vec![(at(1), act); if *shortcut { 2 } else { 1 }]),
+        Op::GatherRanks { world, .. } => {
+            let all = |&v: &ValueId| (Shape::new(&[&[*world], graph.shape(v).dims()].concat()), graph.value(v).dtype);
+            Ok(inputs.iter().map(all).chain([(Shape::new(&[*world]), acc)]).collect())
+        }
+        Op::BnMergeRanks => equal(dims(0, 3)?, at(1)).map(|()| vec![(Shape::new(&at(0).dims()[1..]), acc); 3]),
+        Op::BnSumRanks { .. } => one(&dims(0, 4)?.dims()[1..], acc),
         Op::FoldBn { .. } => Ok(vec![(at(0), dtype(0)), (Shape::new(&[at(0).dims()[0]]), acc)]),
         Op::MaxPool(a) => pool(four(dims(0, 4)?), *a).map(|s| vec![(s, dtype(0)), (s, Dtype::U8)]),
         Op::AvgPool(a) => pool(four(dims(0, 4)?), *a).map(|s| vec![(s, dtype(0))]),
@@ -185,11 +191,14 @@ fn arity(op: &Op) -> (usize, usize) {
         Op::ConvDgrad { .. } | Op::Matmul(_) => (2, 3),
         Op::ConvAct { .. } => (3, 4),
         Op::BnApply { .. } | Op::FoldBn { .. } => (5, 5),
+        Op::BnMergeRanks => (3, 3),
+        Op::BnSumRanks { .. } => (2, 2),
         Op::BnAct { .. } => (5, 6),
         Op::BnGradSums { .. } => (4, 5),
         Op::BnGradApply { .. } => (6, 7),
         Op::RowLoss(term) | Op::RowLossGrad { term, .. } => (term.operands(), term.operands()),
-        Op::Concat { .. } | Op::RowLosses(_) | Op::GradNorm { .. } | Op::Ema { .. } | Op::BnRunning { .. } => (1, ANY),
+        Op::GatherRanks { .. } | Op::Concat { .. } | Op::RowLosses(_) | Op::GradNorm { .. } => (1, ANY),
+        Op::Ema { .. } | Op::BnRunning { .. } => (1, ANY),
         Op::Sgd(args) => (2 + args.params.len(), 2 + args.params.len()),
         Op::Lars(args) => (1 + args.params.len(), 1 + args.params.len()),
     }

@@ -271,6 +271,17 @@ pub enum Op {
         source: StatsSource,
         shortcut: bool,
     },
+    /// values → each of them of all ranks [world,..], in rank order, and their counts [world]; this rank's is `count`
+    GatherRanks {
+        world: usize,
+        count: usize,
+    },
+    /// mean, var [world,g,c], rows of a group [world] → mean [g,c], biased variance, unbiased variance over the rows of all ranks
+    BnMergeRanks,
+    /// sums [world,g,2,c], rows of a group [world] → sums over ranks [g,2,c], times `count` rows of this rank over those of all
+    BnSumRanks {
+        count: usize,
+    },
     /// w KRSC, mean, var, γ, β → w·s, β − mean·s with s = γ / sqrt(var + eps)
     FoldBn {
         eps: f64,

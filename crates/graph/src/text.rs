@@ -41,6 +41,9 @@ impl Op {
             Op::BnGradSums { .. } => "bn_grad_sums",
             Op::BnGradApply { .. } => "bn_grad_apply",
             Op::FoldBn { .. } => "fold_bn",
+            Op::GatherRanks { .. } => "gather_ranks",
+            Op::BnMergeRanks => "bn_merge_ranks",
+            Op::BnSumRanks { .. } => "bn_sum_ranks",
             Op::Unary(Unary::Relu) => "relu",
             Op::Unary(Unary::Relu6) => "relu6",
             Op::Unary(Unary::Sigmoid) => "sigmoid",
@@ -110,6 +113,7 @@ impl Display for Op {
             }
             Op::Matmul(a) => write!(f, "({}{})", if a.ta { 'T' } else { 'N' }, if a.tb { 'T' } else { 'N' }),
             Op::BnStats { groups } if *groups > 1 => write!(f, "(groups {groups})"),
+            Op::GatherRanks { world, .. } => write!(f, "({world} ranks)"),
             Op::BnApply { source, .. } => write!(f, "({source:?})"),
             Op::BnAct { source, relu, .. } => write!(f, "({source:?}{})", if *relu { ", relu" } else { "" }),
             Op::Scale(weight) => write!(f, "({})", weight.factor),

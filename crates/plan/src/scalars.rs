@@ -11,6 +11,8 @@ pub struct Scalars {
     pub micro_units: Vec<[usize; 2]>,
     /// The micro-batch that a body is run for, counted over the global batch.
     pub micro: usize,
+    /// Running statistics move by so many micro-batches, the first ones.
+    pub running: usize,
 }
 
 impl Scalars {

@@ -91,8 +91,13 @@ impl StepSource<'_> {
 
     /// The training step: every phase of the method.
     pub fn training(&self) -> StepGraph {
+        self.training_by(BnMode::Train { groups: 1 })
+    }
+
+    /// The training step whose batch norms take their statistics so.
+    pub fn training_by(&self, bn: BnMode) -> StepGraph {
         let builder = self.builder();
-        let step = self.step(&builder, BnMode::Train { groups: 1 });
+        let step = self.step(&builder, bn);
         let mut phases = Vec::new();
         for (i, phase) in self.spec.phases.iter().enumerate() {
             builder.set_phase(i as u32);

@@ -19,6 +19,8 @@ pub struct Taps<'g> {
 pub enum BnMode {
     /// Of the batch, each of `groups` equal runs by itself; running statistics move.
     Train { groups: usize },
+    /// As `Train`, of the same micro-batch of all ranks.
+    TrainOver { groups: usize, ranks: usize },
     /// Running ones.
     Eval,
 }
@@ -160,8 +162,8 @@ impl<'g> Net<'g> {
         let var = self.state(&format!("{name}.running_var"), &c, StateKind::Buffer, Init::Const(1.0));
         let path = self.path(name);
         let (groups, source, stats) = match self.bn {
-            BnMode::Train { groups } => {
-                let stats = self.builder.push(Op::BnStats { groups }, &[x], &path);
+            BnMode::Train { groups } | BnMode::TrainOver { groups, .. } => {
+                let stats = self.batch_statistics(x, groups, &path);
                 let stats_ids = [stats[0].id(), stats[2].id()];
                 self.builder.edit(|g| g.bn_uses.push(BnUse { mean, var, stats: stats_ids, updates }));
                 (groups, StatsSource::Batch, stats)
@@ -170,6 +172,19 @@ impl<'g> Net<'g> {
         };
         let bn = BnArgs { eps: 1e-5, groups };
         self.builder.push(Op::BnApply { bn, source }, &[x, stats[0], stats[1], gamma, beta], &path)[0]
+    }
+
+    /// Mean, biased and unbiased variance of each group, [g,c].
+    fn batch_statistics(&self, x: Expr<'g>, groups: usize, path: &str) -> Vec<Expr<'g>> {
+        let own = self.builder.push(Op::BnStats { groups }, &[x], path);
+        match self.bn {
+            BnMode::TrainOver { ranks, .. } if ranks > 1 => {
+                let count = x.shape().elements() / own[0].shape().elements();
+                let all = self.builder.push(Op::GatherRanks { world: ranks, count }, &own[..2], path);
+                self.builder.push(Op::BnMergeRanks, &all, path)
+            }
+            _ => own,
+        }
     }
 
     /// y = x wᵀ + b.

@@ -186,7 +186,11 @@ impl<'g> Step<'g> {
 
     /// The student with statistics over each of `groups` equal runs of the rows.
     pub fn student_grouped(&self, image: Expr<'g>, groups: usize) -> Taps<'g> {
-        let bn = if self.bn == BnMode::Eval { BnMode::Eval } else { BnMode::Train { groups } };
+        let bn = match self.bn {
+            BnMode::Train { .. } => BnMode::Train { groups },
+            BnMode::TrainOver { ranks, .. } => BnMode::TrainOver { groups, ranks },
+            BnMode::Eval => BnMode::Eval,
+        };
         self.student.build(&Net::new(self.builder, "student", bn), image)
     }
 

@@ -3,6 +3,7 @@
 use crate::error::TrainError;
 use crate::executor::Executor;
 use crate::init::{copy_states, initialise};
+use crate::recipe::BnPolicy;
 use crate::step::{Compile, Model};
 use crate::tree::Tree;
 use comm::Communicator;
@@ -11,6 +12,7 @@ use plan::{Plan, Scalars, StateTable};
 use spec::{Measure, SlotId, ValueId, Weight};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 use tensor::HostTensor;
 
@@ -56,8 +58,10 @@ pub struct Engine<E: Executor> {
     prepared: Option<Prepared>,
     /// The first micro-batch of the next step is where it will be read.
     staged: bool,
-    comm: Box<dyn Communicator>,
+    comm: Rc<dyn Communicator>,
     reproducible: bool,
+    /// Running statistics move by the first of a step's micro-batches, so many at most.
+    running: usize,
     /// What this rank is doing, for its watch.
     pub progress: Arc<Progress>,
 }
@@ -105,7 +109,16 @@ impl<E: Executor> Engine<E> {
         mut executor: E,
         comm: Box<dyn Communicator>,
     ) -> Result<Engine<E>, TrainError> {
-        let compile = compile.on(executor.storage());
+        let comm: Rc<dyn Communicator> = comm.into();
+        let world = comm.world_size();
+        let compile = compile.on(executor.storage()).over(world);
+        if world > 1 && !executor.meet(&comm) && compile.bn == BnPolicy::Sync {
+            return Err(TrainError::Device(
+                "train.bn = \"sync\" on GPUs needs NCCL, by which the ranks do not meet here: ranks that share a GPU \
+                 (RETORT_SHARE_GPU) take train.bn = \"local\" or \"broadcast\", or --device cpu"
+                    .to_string(),
+            ));
+        }
         let mut states = StateTable::default();
         let full = compile.training(model, sizes.full, &mut states, None)?;
         let layout = full.placement.layout.clone();
@@ -118,9 +131,24 @@ impl<E: Executor> Engine<E> {
         let all: Vec<_> = plans.values().chain([&eval]).collect();
         executor.reserve(&all, &states, sizes.leaves)?;
         let &Sizes { full, leaves, reproducible, .. } = sizes;
+        // With `sync` the micro-batches of rank 0 have the statistics of all.
+        let running = if compile.bn == BnPolicy::Local { leaves } else { data::share(leaves, 0, world).len() };
         let (eval, progress) = (Some(eval), Arc::default());
         let (prepared, staged) = (None, false);
-        Ok(Engine { executor, states, plans, full, leaves, eval, prepared, staged, comm, reproducible, progress })
+        Ok(Engine {
+            executor,
+            states,
+            plans,
+            full,
+            leaves,
+            eval,
+            prepared,
+            staged,
+            comm,
+            reproducible,
+            running,
+            progress,
+        })
     }
 
     /// The plan of a full micro-batch: its update serves all.
@@ -205,7 +233,7 @@ impl<E: Executor> Engine<E> {
                 self.staged = true;
             }
             let plan = &self.plans[&self.full];
-            let finite = read_values(&self.executor, plan, phase, &scalars(plan, step, 0), &mut values)?;
+            let finite = read_values(&self.executor, plan, phase, &self.scalars(plan, step, 0), &mut values)?;
             if !finite {
                 self.staged = false; // the replay takes the place of inputs
                 values.nonfinite = Some(self.first_nonfinite(phase, step)?);
@@ -226,7 +254,7 @@ impl<E: Executor> Engine<E> {
             }
             let plan = &self.plans[&self.full];
             self.progress.enter(Phase::Forward);
-            return self.executor.phase(plan, phase, micro.leaf, &scalars(plan, step, micro.leaf));
+            return self.executor.phase(plan, phase, micro.leaf, &self.scalars(plan, step, micro.leaf));
         }
         let mut tree = Tree::new();
         self.progress.enter(Phase::Forward);
@@ -242,7 +270,11 @@ impl<E: Executor> Engine<E> {
         self.reduce(phase, tree, step)?;
         self.progress.enter(Phase::Update);
         let plan = &self.plans[&self.full];
-        self.executor.update(plan, phase, &scalars(plan, step, 0))
+        self.executor.update(plan, phase, &self.scalars(plan, step, 0))
+    }
+
+    fn scalars(&self, plan: &Plan, step: &StepInputs<'_>, micro: usize) -> Scalars {
+        Scalars { running: self.running.min(step.all_units.len()), ..scalars(plan, step, micro) }
     }
 
     /// Puts a micro-batch where its plan reads it.
@@ -262,7 +294,7 @@ impl<E: Executor> Engine<E> {
         if plan.reduce.entries.len() != full.reduce.entries.len() {
             self.executor.clear_reduce(full, phase)?;
         }
-        self.executor.body(plan, phase, micro.leaf, &scalars(plan, step, micro.leaf))
+        self.executor.body(plan, phase, micro.leaf, &self.scalars(plan, step, micro.leaf))
     }
 
     /// Sums gradients and loss values over micro-batches and ranks, and gathers what bodies hand to the update. Without parts in
@@ -297,15 +329,16 @@ impl<E: Executor> Engine<E> {
         for micro in step.micros {
             self.feed(micro)?;
             let plan = &self.plans[&micro.units];
-            found = self.executor.first_nonfinite(plan, phase, micro.leaf, &scalars(plan, step, micro.leaf))?;
-            if found.is_some() {
-                break;
-            }
+            let scalars = self.scalars(plan, step, micro.leaf);
+            // All of them: other ranks may wait for what these give.
+            let first = self.executor.first_nonfinite(plan, phase, micro.leaf, &scalars)?;
+            // What was gathered comes from a rank that finds it where it was made.
+            found = found.or(first.filter(|f| f.op != "gather_ranks"));
         }
         let own = found.as_ref().map(|f| f.path.clone()).unwrap_or_default();
         let all = self.comm.all_gather_varied(own.as_bytes())?;
         let first = all.iter().find(|p| !p.is_empty()).map(|p| String::from_utf8_lossy(p).into_owned());
-        let op = found.map_or("on another rank", |f| f.op);
+        let op = found.filter(|f| first.as_ref() == Some(&f.path)).map_or("on another rank", |f| f.op);
         Ok(first.map_or(("update/sum of gradients".to_string(), "reduce"), |path| (path, op)))
     }
 
@@ -322,8 +355,11 @@ impl<E: Executor> Engine<E> {
         for (name, data) in inputs {
             self.executor.set_input(plan, name, data)?;
         }
-        let mut scalars =
-            Scalars { slots: vec![0.0; plan.graph.slots.len()], micro_units: vec![plan.graph.units], micro: 0 };
+        let mut scalars = Scalars {
+            slots: vec![0.0; plan.graph.slots.len()],
+            micro_units: vec![plan.graph.units],
+            ..Scalars::default()
+        };
         scalars.slots[SlotId::UNITS[0].0 as usize] = 1.0; // sums instead of means
         self.executor.body(plan, 0, 0, &scalars)?;
         let losses = &plan.phases[0].losses;
@@ -367,7 +403,7 @@ pub(crate) fn scalars(plan: &Plan, step: &StepInputs<'_>, micro: usize) -> Scala
     for role in 0..2 {
         slots[SlotId::UNITS[role].0 as usize] = step.all_units.iter().map(|u| u[role]).sum::<usize>() as f64;
     }
-    Scalars { slots, micro_units: step.all_units.to_vec(), micro }
+    Scalars { slots, micro_units: step.all_units.to_vec(), micro, running: step.all_units.len() }
 }
 
 /// Reads what a phase reduced; whether all was finite.

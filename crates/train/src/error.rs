@@ -31,7 +31,7 @@ pub enum TrainError {
     #[error("{0}")]
     Device(String),
     #[error(transparent)]
-    Cpu(#[from] cpu::CpuError),
+    Cpu(cpu::CpuError),
     #[error(transparent)]
     Cuda(Box<cuda::CudaError>),
     #[error("a bug of this program: {0}")]

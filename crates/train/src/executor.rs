@@ -5,10 +5,11 @@ use crate::joined::Joined;
 use crate::recipe::{Gradients, RanksSection};
 use crate::session::plural;
 use comm::Communicator;
-use cpu::Real;
+use cpu::{CpuError, Gather, Real};
 use plan::{NonFinite, Plan, Scalars, StateTable, Storage};
 use spec::ValueId;
 use std::ops::Range;
+use std::rc::Rc;
 use tensor::HostTensor;
 
 /// Memory of one rank, and what runs plans on it. Work may go on after a call returns; whatever gives values to the host waits
@@ -32,6 +33,9 @@ pub trait Executor: Sized + 'static {
         settings: &RanksSection,
         joined: Option<&Joined>,
     ) -> Result<(), TrainError>;
+
+    /// Whether bodies can exchange values with the other ranks; `comm` is a way there. Called once, before `reserve`.
+    fn meet(&mut self, comm: &Rc<dyn Communicator>) -> bool;
 
     /// Makes room for all plans of a run, its states and the carried values of `micro_batches`: called once, before all else.
     fn reserve(&mut self, plans: &[&Plan], states: &StateTable, micro_batches: usize) -> Result<(), TrainError>;
@@ -60,7 +64,7 @@ pub trait Executor: Sized + 'static {
         self.update(plan, phase, scalars)
     }
 
-    /// Runs a body launch by launch and finds the first whose output is not finite.
+    /// Runs a body launch by launch, to its end, and finds the first whose output is not finite.
     fn first_nonfinite(
         &mut self,
         plan: &Plan,
@@ -178,6 +182,34 @@ pub(crate) mod on_host {
     }
 }
 
+/// What bodies on the CPU exchange, by the communicator of the run.
+struct ByComm(Rc<dyn Communicator>);
+
+impl std::fmt::Debug for ByComm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "rank {} of {}", self.0.rank(), self.0.world_size())
+    }
+}
+
+impl Gather for ByComm {
+    fn all_gather(&self, own: &[u8]) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.0.all_gather(own)?)
+    }
+}
+
+/// A failed exchange is an error between the ranks, whoever asked for it.
+impl From<CpuError> for TrainError {
+    fn from(error: CpuError) -> TrainError {
+        match error {
+            CpuError::Ranks(source) => match source.downcast() {
+                Ok(comm) => TrainError::Comm(*comm),
+                Err(source) => TrainError::Cpu(CpuError::Ranks(source)),
+            },
+            other => TrainError::Cpu(other),
+        }
+    }
+}
+
 impl<T: Real> Executor for cpu::Executor<T> {
     type Real = T;
     type Part = Vec<T>;
@@ -188,6 +220,11 @@ impl<T: Real> Executor for cpu::Executor<T> {
 
     fn storage(&self) -> Storage {
         if size_of::<T>() == 8 { Storage::CpuF64 } else { Storage::CpuF32 }
+    }
+
+    fn meet(&mut self, comm: &Rc<dyn Communicator>) -> bool {
+        self.meet(Box::new(ByComm(comm.clone())));
+        true
     }
 
     /// CPUs have no way but the communicator.
@@ -219,8 +256,7 @@ impl<T: Real> Executor for cpu::Executor<T> {
     }
 
     fn body(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) -> Result<(), TrainError> {
-        self.body(plan, phase, slot, scalars);
-        Ok(())
+        Ok(self.body(plan, phase, slot, scalars)?)
     }
 
     fn update(&mut self, plan: &Plan, phase: usize, scalars: &Scalars) -> Result<(), TrainError> {
@@ -235,7 +271,7 @@ impl<T: Real> Executor for cpu::Executor<T> {
         slot: usize,
         scalars: &Scalars,
     ) -> Result<Option<NonFinite>, TrainError> {
-        Ok(self.first_nonfinite(plan, phase, slot, scalars))
+        Ok(self.first_nonfinite(plan, phase, slot, scalars)?)
     }
 
     fn take_part(&mut self, plan: &Plan, phase: usize) -> Result<Vec<T>, TrainError> {

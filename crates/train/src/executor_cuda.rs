@@ -9,6 +9,7 @@ use comm::{Communicator, Library, Nccl, NcclSettings};
 use plan::{NonFinite, Plan, Scalars, StateTable, Storage};
 use spec::ValueId;
 use std::ops::Range;
+use std::rc::Rc;
 use std::time::Duration;
 use tensor::HostTensor;
 
@@ -55,6 +56,10 @@ impl Executor for cuda::Executor {
             joined.on_abort(Box::new(move || drop(aborter.abort())));
         }
         Ok(())
+    }
+
+    fn meet(&mut self, _comm: &Rc<dyn Communicator>) -> bool {
+        self.is_joined()
     }
 
     fn sums_over_ranks(&self) -> bool {

@@ -3,7 +3,7 @@
 use crate::engine::Micro;
 use crate::error::TrainError;
 use crate::inputs;
-use crate::recipe::Recipe;
+use crate::recipe::{BnPolicy, Recipe};
 use data::{
     BatchSpec, ClassLists, Dataset, Deal, Epoch, EpochKey, LastBatch, Loader, NoisyLabels, OnBad, Prefetch, Split,
     Stats,
@@ -117,17 +117,52 @@ impl Feed {
     pub(crate) fn sizes(&self, micro: usize) -> ([usize; 2], Vec<[usize; 2]>) {
         let previous = usize::from(self.spec.previous);
         let full = [micro, previous * micro];
-        let mut others = Vec::new();
-        let steps = self.deal.steps();
-        // Only the last step of an epoch, and the steps next to it, differ from the rest.
-        for (step, before) in [(0, None), (0, Some(steps - 1)), (steps - 1, steps.checked_sub(2).or(Some(0)))] {
-            others.extend(self.all_units(step, before));
-        }
-        others.extend(self.all_units(1.min(steps - 1), Some(0)));
+        let mut others: Vec<_> =
+            self.kinds_of_steps().into_iter().flat_map(|(s, before)| self.all_units(s, before)).collect();
         others.retain(|u| *u != full);
         others.sort();
         others.dedup();
         (full, others)
+    }
+
+    /// A step of each kind with the one before it: only the last of an epoch, and the steps next to it, differ from the rest.
+    fn kinds_of_steps(&self) -> [(usize, Option<usize>); 4] {
+        let last = self.deal.steps() - 1;
+        [(0, None), (0, Some(last)), (last, Some(last.saturating_sub(1))), (1.min(last), Some(0))]
+    }
+
+    /// Whether the ranks have the micro-batches that `train.bn` needs. Errors: with "sync" a rank would wait for batches that another
+    /// has not; with "broadcast" rank 0 has none.
+    pub(crate) fn check_norms(&self, recipe: &Recipe) -> Result<(), TrainError> {
+        let (world, leaves) = (self.rank.world, self.deal.leaves());
+        let own = |rank: usize| data::share(leaves, rank, world);
+        if recipe.train.bn == BnPolicy::Broadcast && own(0).is_empty() {
+            return Err(TrainError::Setting(format!(
+                "train.bn = \"broadcast\": rank 0 of {world} has none of the {leaves} micro-batches of a step; use a smaller \
+                 train.micro_batch, or fewer ranks"
+            )));
+        }
+        if recipe.train.bn != BnPolicy::Sync {
+            return Ok(());
+        }
+        for (step, before) in self.kinds_of_steps() {
+            let all = self.all_units(step, before);
+            // Whether each micro-batch of a rank sees the previous batch too.
+            let of =
+                |rank: usize| all.iter().enumerate().filter(move |(i, _)| own(rank).contains(i)).map(|(_, u)| u[1] > 0);
+            if (1..world).all(|rank| of(rank).eq(of(0))) {
+                continue;
+            }
+            let counts: Vec<_> = (0..world).map(|rank| of(rank).count().to_string()).collect();
+            return Err(TrainError::Setting(format!(
+                "train.bn = \"sync\": in step {step} of an epoch, of {} units, the ranks have {} micro-batches of {} units, expected as many \
+                 on each, alike; set data.keep_last = false, or a train.micro_batch that deals every step out evenly",
+                self.deal.step_units(step),
+                counts.join(", "),
+                micro_batch(recipe, world)
+            )));
+        }
+        Ok(())
     }
 
     /// Units of each micro-batch of a step, per role; `before` is the previous step, in its own epoch.

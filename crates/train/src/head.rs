@@ -44,7 +44,7 @@ impl Job for Head<'_> {
         }
         executor.prepare(&plan)?;
         let slots = vec![1.0; plan.graph.slots.len()];
-        let scalars = Scalars { slots, micro_units: vec![[self.batch, 0]], micro: 0 };
+        let scalars = Scalars { slots, micro_units: vec![[self.batch, 0]], ..Scalars::default() };
         Ok(Box::new(move |inputs| {
             for (name, tensor) in inputs {
                 executor.set_input(&plan, name, tensor)?;

@@ -130,6 +130,9 @@ pub struct TrainSection {
     /// The same bits at any number of ranks: micro-batches are the unit of everything. Default false.
     #[serde(default)]
     pub reproducible: bool,
+    /// local | broadcast | sync: what batch norms take from other ranks. Default local.
+    #[serde(default)]
+    pub bn: BnPolicy,
     /// Largest global gradient norm. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
@@ -145,6 +148,22 @@ pub struct TrainSection {
     /// End after so many steps. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<u64>,
+}
+
+/// Batch norm over ranks. With one rank all three are the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BnPolicy {
+    /// Each micro-batch is normalised by its own statistics. Running statistics move by those of all micro-batches of all ranks, in
+    /// the order of the global batch, so that they do not depend on the number of ranks.
+    #[default]
+    Local,
+    /// As `local`, but running statistics move by the micro-batches of rank 0 alone: what torch's DistributedDataParallel does by
+    /// default (broadcast_buffers).
+    Broadcast,
+    /// Statistics, and their gradients, are those of the same micro-batch of all ranks together: torch's SyncBatchNorm. Every rank
+    /// needs as many micro-batches as the others in every step.
+    Sync,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]

@@ -3,7 +3,7 @@
 use super::Loaded;
 use super::recipe_error::{RecipeError, nearest};
 use crate::link::{Bandwidth, Latency};
-use crate::recipe::{Augment, Gradients, OptimizerName, Recipe};
+use crate::recipe::{Augment, BnPolicy, Gradients, OptimizerName, Recipe};
 use crate::schedule::{Schedule, ScheduleName};
 use nets::{NetError, NetworkSpec};
 use toml_edit::{DocumentMut, Item};
@@ -45,6 +45,13 @@ impl Loaded {
     /// Whether the global batch can be shared among ranks.
     pub fn check_ranks(&self, world_size: usize) -> Result<(), RecipeError> {
         let train = &self.recipe.train;
+        if train.reproducible && train.bn != BnPolicy::Local && world_size > 1 {
+            let what = format!(
+                "train.bn: expected \"local\" with train.reproducible and {world_size} ranks, since with any other the weights \
+                depend on the number of ranks"
+            );
+            return Err(self.fault("train.bn", &what, "use train.bn = \"local\", or train.reproducible = false"));
+        }
         if train.micro_batch.is_some() {
             return Ok(());
         }

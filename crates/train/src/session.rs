@@ -96,12 +96,12 @@ pub struct Session {
 impl Session {
     pub fn open(loaded: Loaded, options: RunOptions) -> Result<Session, TrainError> {
         let annotated = loaded.annotated();
-        let Loaded { recipe, text, path, .. } = loaded;
         let (device, ranks) = match &options.joined {
             Some(joined) => (joined.device, joined.world_size),
-            None => (Device::choose(options.device, recipe.train.precision)?, options.ranks.max(1)),
+            None => (Device::choose(options.device, loaded.recipe.train.precision)?, options.ranks.max(1)),
         };
-        check_batches(&recipe, ranks)?;
+        loaded.check_ranks(ranks)?;
+        let Loaded { recipe, text, path, .. } = loaded;
         let folder = recipe.data.folder.clone();
         let plain = BatchSpec {
             views: vec![],
@@ -130,7 +130,7 @@ impl Session {
         }
         let train_input = set_input(&crate::inputs::train_augment(&recipe), &train_set, &train_set.stats);
         let eval_input = set_input(&crate::inputs::eval_augment(&recipe), &eval_set, &train_set.stats);
-        let mut compile = Compile::new(&recipe, train_input, eval_input);
+        let mut compile = Compile::new(&recipe, train_input, eval_input).over(ranks);
         if let (Some(link), true) = (recipe.ranks.link(), ranks > 1) {
             compile.options.bucket_bytes = bucket_bytes(link.latency_s, link.bytes_per_s, ranks);
         }
@@ -150,6 +150,7 @@ impl Session {
     fn describe(&self, ranks: usize) -> Result<Vec<String>, TrainError> {
         let (train, test) = (&self.train_set, &self.eval_set);
         let feed = self.feed(Rank { rank: 0, world: ranks })?;
+        feed.check_norms(&self.recipe)?;
         let [h, w, c] = self.model.setting.image;
         let rule = self.recipe.lr_rule();
         let mut notes = vec![
@@ -423,23 +424,6 @@ impl Job for Described<'_> {
     fn run<E: Executor>(self, make: impl Fn(usize) -> Result<E, TrainError> + Sync) -> Result<String, TrainError> {
         Ok(self.0.device_note(&make(0)?))
     }
-}
-
-fn check_batches(recipe: &Recipe, ranks: usize) -> Result<(), TrainError> {
-    let batch = recipe.train.global_batch;
-    if recipe.train.micro_batch.is_none() && !batch.is_multiple_of(ranks) {
-        let (low, high) = (batch / ranks * ranks, batch.next_multiple_of(ranks));
-        return Err(TrainError::Setting(format!(
-            "global_batch {batch} is not divisible by world_size {ranks}; use {low} or {high}"
-        )));
-    }
-    if recipe.train.reproducible && recipe.train.micro_batch.is_none() && ranks > 1 {
-        return Err(TrainError::Setting(format!(
-            "train.reproducible with {ranks} ranks needs train.micro_batch, the unit that ranks share; for example {}",
-            batch / ranks
-        )));
-    }
-    Ok(())
 }
 
 pub(crate) fn plural(n: usize) -> &'static str {

@@ -2,9 +2,9 @@
 
 use crate::device::Device;
 use crate::error::TrainError;
-use crate::recipe::Recipe;
+use crate::recipe::{BnPolicy, Recipe};
 use plan::{Fusion, Layout, OptimizerArgs, Options, Plan, StateTable, StepSource, Storage};
-use spec::{Graph, ImageArgs, Method, Network, Precision, Setting, Spec, StepInput};
+use spec::{BnMode, Graph, ImageArgs, Method, Network, Precision, Setting, Spec, StepInput};
 
 /// What a recipe builds, before any number is known.
 #[derive(Debug)]
@@ -70,6 +70,9 @@ pub struct Compile {
     pub global_batch: usize,
     pub train_input: Option<StepInput>,
     pub eval_input: Option<StepInput>,
+    pub bn: BnPolicy,
+    /// Ranks of the run.
+    pub world: usize,
 }
 
 impl Compile {
@@ -88,7 +91,8 @@ impl Compile {
         };
         let storage = Device::Cpu.storage(recipe.train.precision);
         let options = Options { fusion: Fusion::Full, optimizer, storage, bucket_bytes: 25 << 20, keep_outputs: false };
-        Compile { options, global_batch: recipe.train.global_batch, train_input, eval_input }
+        let (global_batch, bn) = (recipe.train.global_batch, recipe.train.bn);
+        Compile { options, global_batch, train_input, eval_input, bn, world: 1 }
     }
 
     /// Options for an evaluation head alone.
@@ -101,7 +105,12 @@ impl Compile {
             bucket_bytes: 1 << 20,
             keep_outputs: true,
         };
-        Compile { options, global_batch: 1, train_input: None, eval_input }
+        Compile { options, global_batch: 1, train_input: None, eval_input, bn: BnPolicy::Local, world: 1 }
+    }
+
+    /// The same for so many ranks.
+    pub fn over(&self, world: usize) -> Compile {
+        Compile { world, ..self.clone() }
     }
 
     /// The same for an executor that stores values so.
@@ -117,7 +126,11 @@ impl Compile {
         states: &mut StateTable,
         layout: Option<&Layout>,
     ) -> Result<Plan, TrainError> {
-        let step = model.source(units, self.global_batch, self.train_input).training();
+        let bn = match self.bn {
+            BnPolicy::Sync => BnMode::TrainOver { groups: 1, ranks: self.world },
+            BnPolicy::Local | BnPolicy::Broadcast => BnMode::Train { groups: 1 },
+        };
+        let step = model.source(units, self.global_batch, self.train_input).training_by(bn);
         Ok(plan::compile(step, &self.options, states, layout)?)
     }
 

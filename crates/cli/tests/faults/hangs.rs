@@ -92,7 +92,11 @@ fn one_stops(when: When, dice: &mut Dice, tally: &mut Tally) -> bool {
     let codes = world.ends().0;
     tally.ended(&codes);
     goes_on(folder.path(), &args);
-    phases.iter().any(|phase| line.contains(&format!("phase {phase}")))
+    let right = phases.iter().any(|phase| line.contains(&format!("phase {phase}")));
+    if !right {
+        tally.note(line.split(", ").find(|part| part.starts_with("phase ")).unwrap_or("no phase").to_string());
+    }
+    right
 }
 
 #[test]

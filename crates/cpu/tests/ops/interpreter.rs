@@ -124,7 +124,7 @@ pub(crate) fn update<T: Real>(op: &Op, inputs: Vec<Input<'_>>, states: &mut [Buf
 
 /// Scalars with this learning rate, units and decay of averages.
 pub(crate) fn scalars(lr: f64, units: f64, decay: f64) -> Scalars {
-    Scalars { slots: vec![lr, units, 0.0, decay], micro_units: vec![[units as usize, 0]], micro: 0 }
+    Scalars { slots: vec![lr, units, 0.0, decay], micro_units: vec![[units as usize, 0]], micro: 0, running: 1 }
 }
 
 /// A graph under test with the values of its leaves.

@@ -245,17 +245,15 @@ fn running_statistics_move_in_micro_batch_forward_and_group_order() {
     let op = Op::BnRunning { momentum: 0.5, layers: vec![layer] };
     let finite = flag::<f64>(1.0);
     let (a, b) = (carried(&forwards[0], &[2, 1], 16), carried(&forwards[1], &[2, 1], 16));
-    let mut states = [Buffer::real::<f64>(&[1], [0.0]), Buffer::real::<f64>(&[1], [1.0])];
-    let micro_units = vec![[8, 0], [8, 0]];
-    update::<f64>(
-        &op,
-        vec![finite.input(), a, a, b, b],
-        &mut states,
-        &Scalars { slots: vec![], micro_units, micro: 0 },
-    );
     let order = [1.0, 2.0, 10.0, 20.0, 3.0, 4.0, 30.0, 40.0];
-    let expected = |start: f64| order.iter().fold(start, |r, s| (0..2).fold(r, |r, _| 0.5 * r + 0.5 * s));
-    assert_eq!([states[0].f64s::<f64>()[0], states[1].f64s::<f64>()[0]], [expected(0.0), expected(1.0)]);
+    // By both micro-batches, the first one, none, and as many as there are.
+    for (running, moves) in [(2, 8), (1, 4), (0, 0), (3, 8)] {
+        let mut states = [Buffer::real::<f64>(&[1], [0.0]), Buffer::real::<f64>(&[1], [1.0])];
+        let scalars = Scalars { slots: vec![], micro_units: vec![[8, 0], [8, 0]], micro: 0, running };
+        update::<f64>(&op, vec![finite.input(), a, a, b, b], &mut states, &scalars);
+        let expected = |start: f64| order[..moves].iter().fold(start, |r, s| (0..2).fold(r, |r, _| 0.5 * r + 0.5 * s));
+        assert_eq!([states[0].f64s::<f64>()[0], states[1].f64s::<f64>()[0]], [expected(0.0), expected(1.0)]);
+    }
 }
 
 #[test]
@@ -263,7 +261,7 @@ fn assign_compacts_short_micro_batches() {
     let rows = Buffer::real::<f64>(&[8], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, -1.0, -1.0]);
     let mut states = [Buffer::real::<f64>(&[4, 2], [0.0; 8])];
     let finite = flag::<f64>(1.0);
-    let scalars = Scalars { slots: vec![], micro_units: vec![[2, 0], [1, 0]], micro: 0 };
+    let scalars = Scalars { slots: vec![], micro_units: vec![[2, 0], [1, 0]], micro: 0, running: 2 };
     update::<f64>(
         &Op::Assign { state: StateId(0) },
         vec![finite.input(), carried(&rows, &[2, 2], 32)],
@@ -280,7 +278,7 @@ fn scatter_keeps_the_last_of_equal_rows_and_skips_padding() {
     let rows = Buffer::real::<f64>(&[6], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     let mut states = [Buffer::real::<f64>(&[4, 1], [9.0; 4])];
     let finite = flag::<f64>(1.0);
-    let scalars = Scalars { slots: vec![], micro_units: vec![[3, 0], [2, 0]], micro: 0 };
+    let scalars = Scalars { slots: vec![], micro_units: vec![[3, 0], [2, 0]], micro: 0, running: 2 };
     let inputs = vec![finite.input(), carried(&index, &[3], 12), carried(&rows, &[3, 1], 24)];
     update::<f64>(&Op::ScatterRows { state: StateId(0) }, inputs, &mut states, &scalars);
     assert_eq!(states[0].f64s::<f64>(), [2.0, 9.0, 4.0, 9.0]);
@@ -290,7 +288,7 @@ fn scatter_keeps_the_last_of_equal_rows_and_skips_padding() {
 fn rolling_rows_begin_after_earlier_micro_batches() {
     let state = Buffer::real::<f64>(&[5, 1], [1.0, 2.0, 3.0, 4.0, 5.0]);
     let rows = |micro| {
-        let scalars = Scalars { slots: vec![], micro_units: vec![[2, 2], [2, 2], [1, 1]], micro };
+        let scalars = Scalars { slots: vec![], micro_units: vec![[2, 2], [2, 2], [1, 1]], micro, running: 3 };
         launch::<f64>(&Op::RollingRows { rows: 2 }, &[&state], &[(Shape::new(&[2, 1]), Dtype::F64)], &scalars)[0]
             .f64s::<f64>()
     };
@@ -337,7 +335,7 @@ fn zero_overwrites_and_divisors_count_units() {
     assert_eq!(launch::<f64>(&Op::Zero, &[&x], &out, &Scalars::default())[0].f64s::<f64>(), [0.0, 0.0]);
     // Mean over 2 rows a unit of role 0 and 1 of role 1, of a global batch of 5 and 3 units.
     let divisor = Divisor { constant: 0, per_unit: [2, 1] };
-    let scalars = Scalars { slots: vec![0.0, 5.0, 3.0], micro_units: vec![[5, 3]], micro: 0 };
+    let scalars = Scalars { slots: vec![0.0, 5.0, 3.0], micro_units: vec![[5, 3]], micro: 0, running: 1 };
     let (a, b) = (Buffer::real::<f64>(&[2], [2.0, 3.0]), Buffer::real::<f64>(&[2], [0.0, 0.0]));
     let value = launch::<f64>(&Op::SquaredError { divisor }, &[&a, &b], &[(Shape::new(&[]), Dtype::F64)], &scalars);
     assert_eq!(value[0].f64s::<f64>(), [1.0]);

@@ -337,7 +337,8 @@ pub(crate) fn scalars(plan: &Plan, units: &[usize], micro: usize) -> Scalars {
     let mut slots = vec![lr, count(0), count(1), 0.9];
     slots.resize(plan.graph.slots.len().max(4), 0.7);
     let previous = |u: usize| if plan.graph.units[1] > 0 { u } else { 0 };
-    Scalars { slots, micro_units: units.iter().map(|&u| [u, previous(u)]).collect(), micro }
+    let running = units.len();
+    Scalars { slots, micro_units: units.iter().map(|&u| [u, previous(u)]).collect(), micro, running }
 }
 
 impl Run {

@@ -193,3 +193,32 @@ fn fold() {
         case(&format!("fold {filter:?}"), Op::FoldBn { eps: 1e-5 }, inputs, 2).check(1e-6);
     }
 }
+
+/// f32 numbers as they are.
+fn given(values: &[f32]) -> HostTensor {
+    HostTensor::new(Shape::new(&[values.len()]), values).expect("as many values as the shape has")
+}
+
+#[test]
+fn what_ranks_exchange() {
+    // Alone, a rank gathers its own. 260 and 132 values: blocks of 128, the last nearly empty.
+    let own = vec![floats(Dtype::F32, &[2, 130], 1.0, 1), floats(Dtype::F32, &[2, 2, 33], 1.0, 2)];
+    case("gather", Op::GatherRanks { world: 1, count: 37 }, own, 2).check(0.0);
+    // A rank with fewer rows; one rank; one row in all, whose unbiased variance is the biased one.
+    for (rows, c) in [(&[32.0, 32.0, 32.0, 7.0][..], 130), (&[5.0], 3), (&[1.0, 0.0], 64), (&[1e6, 1e6, 1.0], 16)] {
+        let world = rows.len();
+        let inputs = vec![shifted(Dtype::F32, &[world, 2, c], 3), positive(&[world, 2, c], 4), given(rows)];
+        case(&format!("merge {rows:?} {c}"), Op::BnMergeRanks, inputs, 2).check(2e-6);
+        let inputs = vec![floats(Dtype::F32, &[world, 2, 2, c], 4.0, 5), given(rows)];
+        case(&format!("sum {rows:?} {c}"), Op::BnSumRanks { count: 7 }, inputs, 2).check(2e-6);
+    }
+}
+
+#[test]
+fn a_nan_of_any_rank_stays_visible() {
+    let mut means = vec![1.0; 3 * 8];
+    means[8 + 3] = f32::NAN;
+    let means = HostTensor::new(Shape::new(&[3, 1, 8]), &means).expect("as many values as the shape has");
+    let inputs = vec![means, positive(&[3, 1, 8], 4), given(&[4.0, 4.0, 4.0])];
+    case("merge of a NaN", Op::BnMergeRanks, inputs, 1).check(2e-6);
+}

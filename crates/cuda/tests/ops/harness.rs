@@ -33,7 +33,7 @@ pub(crate) struct Case {
 impl Case {
     pub(crate) fn new(name: &str, op: Op, inputs: Vec<HostTensor>) -> Case {
         let bf16 = inputs.iter().any(|x| x.dtype() == Dtype::Bf16);
-        let scalars = Scalars { slots: vec![0.1, 8.0, 8.0, 0.9], micro_units: vec![[8, 8]], micro: 0 };
+        let scalars = Scalars { slots: vec![0.1, 8.0, 8.0, 0.9], micro_units: vec![[8, 8]], micro: 0, running: 1 };
         Case {
             name: name.to_string(),
             op,
@@ -254,6 +254,7 @@ impl Case {
             Command::Zero { to, bytes } => unsafe { std::ptr::write_bytes(*to as *mut u8, 0, *bytes) },
             // SAFETY: as above.
             Command::Copy { to, from, bytes } => unsafe { std::ptr::copy(*from as *const u8, *to as *mut u8, *bytes) },
+            Command::Gather(_) => unreachable!("{}: an op of one rank", self.name),
             Command::Kernel(kernel) => stand_in::launch(launch, kernel, schedule, &self.name),
         }
     }

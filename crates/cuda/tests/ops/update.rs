@@ -170,7 +170,11 @@ fn running_statistics() {
         let op = Op::BnRunning { momentum: 0.1, layers: layers.clone() };
         let mut case = carried(&format!("running, finite {finite}"), op, finite, &values, states.clone());
         case.scalars.micro_units = vec![[8, 8], [8, 8], [3, 3]];
-        case.check(1e-6);
+        // All of them, some, and more than there are.
+        for micros in [3, 2, 0, 5] {
+            case.scalars.running = micros;
+            case.check(1e-6);
+        }
     }
 }
 

@@ -88,7 +88,7 @@ pub(crate) fn run(step: &StepGraph, fusion: Fusion) -> BTreeMap<String, Vec<f64>
     let units = plan.graph.units;
     let mut slots = vec![0.1, (units[0] * MICROS) as f64, 1.0, 0.9];
     slots.resize(plan.graph.slots.len().max(4), 0.7);
-    let mut scalars = Scalars { slots, micro_units: vec![units; MICROS], micro: 0 };
+    let mut scalars = Scalars { slots, micro_units: vec![units; MICROS], micro: 0, running: MICROS };
     let mut found = BTreeMap::new();
     for p in 0..plan.phases.len() {
         let mut sum = vec![0.0; executor.reduce_mut(&plan, p).len()];

@@ -8,6 +8,7 @@ use spec::{Method, Network, Precision, Setting, StateKind, StepInput};
 use std::collections::{BTreeMap, HashMap};
 use tensor::{HostTensor, KCRS_TO_KRSC, KRSC_TO_KCRS, Shape};
 use train::engine::{Engine, Micro, Sizes, StepInputs, StepValues};
+use train::recipe::BnPolicy;
 use train::step::{Compile, Model};
 
 /// What a run consists of. Fields that a test does not care about come from `Case::new`.
@@ -48,7 +49,8 @@ impl Case {
         let storage = if size_of::<T>() == 8 { Storage::CpuF64 } else { Storage::CpuF32 };
         let options = Options { fusion, optimizer, storage, bucket_bytes: 1 << 20, keep_outputs: true };
         let global_batch = units.iter().sum();
-        let compile = Compile { options, global_batch, train_input: input, eval_input: input };
+        let compile =
+            Compile { options, global_batch, train_input: input, eval_input: input, bn: BnPolicy::Local, world: 1 };
         let full = [units[0], 0];
         let mut others: Vec<_> = units.iter().map(|&u| [u, 0]).filter(|u| *u != full).collect();
         others.dedup();

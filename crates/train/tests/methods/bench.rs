@@ -6,6 +6,7 @@ use spec::{Expr, Losses, Method, Net, Network, Precision, Setting, Spec, Step, T
 use std::collections::HashMap;
 use tensor::{HostTensor, KCRS_TO_KRSC, KRSC_TO_KCRS, Shape};
 use train::engine::{Engine, Micro, Sizes, StepInputs, StepValues};
+use train::recipe::BnPolicy;
 use train::step::{Compile, Model};
 
 /// A method, showing what some of its nodes make.
@@ -128,7 +129,14 @@ impl Bench {
         let model = Model { method, spec, setting, student, teachers, precision: Precision::F64 };
         let (fusion, storage, optimizer) = (Fusion::Full, Storage::CpuF64, OptimizerArgs::default());
         let options = Options { fusion, optimizer, storage, bucket_bytes: 1 << 20, keep_outputs: true };
-        let compile = Compile { options, global_batch: units, train_input: None, eval_input: None };
+        let compile = Compile {
+            options,
+            global_batch: units,
+            train_input: None,
+            eval_input: None,
+            bn: BnPolicy::Local,
+            world: 1,
+        };
         let (full, others) = ([units, 0], vec![]);
         let sizes = Sizes { full, others, leaves: 1, eval_batch: units, reproducible: true };
         let mut engine =

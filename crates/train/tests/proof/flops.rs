@@ -6,6 +6,7 @@ use plan::{Fusion, OptimizerArgs, Options, Plan, StateTable, Storage, cost};
 use serde_json::Value;
 use spec::{Precision, Setting};
 use std::path::PathBuf;
+use train::recipe::BnPolicy;
 use train::step::{Compile, Model};
 
 const CLASSES: usize = 100;
@@ -28,7 +29,8 @@ pub(crate) fn plan(method: MethodSpec, [student, teacher]: [&str; 2], units: usi
         bucket_bytes: 1 << 20,
         keep_outputs: false,
     };
-    let compile = Compile { options, global_batch: units, train_input: None, eval_input: None };
+    let compile =
+        Compile { options, global_batch: units, train_input: None, eval_input: None, bn: BnPolicy::Local, world: 1 };
     compile.training(&model, [units, previous], &mut StateTable::default(), None).unwrap()
 }
 

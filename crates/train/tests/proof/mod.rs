@@ -10,7 +10,7 @@ use tensor::{HostTensor, Shape};
 use train::TrainError;
 use train::engine::{Engine, Micro, Sizes, StepInputs, StepValues};
 use train::executor::Executor;
-use train::recipe::RanksSection;
+use train::recipe::{BnPolicy, RanksSection};
 use train::step::{Compile, Model};
 
 pub(crate) const SIDE: usize = 8;
@@ -189,7 +189,7 @@ fn compile(global_batch: usize, bucket_bytes: usize) -> Compile {
     let optimizer = OptimizerArgs::default();
     let options =
         Options { fusion: Fusion::Full, optimizer, storage: Storage::CpuF32, bucket_bytes, keep_outputs: false };
-    Compile { options, global_batch, train_input: None, eval_input: None }
+    Compile { options, global_batch, train_input: None, eval_input: None, bn: BnPolicy::Local, world: 1 }
 }
 
 /// Plans of the micro-batches that occur.
