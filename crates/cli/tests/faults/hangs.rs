@@ -110,8 +110,13 @@ fn f02_a_stopped_rank_is_named_with_its_phase() {
         (When::Checkpoint, "as it begins a checkpoint", true),
     ];
     for (when, how, may_miss) in cases {
-        let mut tally =
-            Tally::new("F2", &format!("SIGSTOP of a rank of 3 {how}; times after the limit of {} s", limits().0));
+        let mut tally = Tally::new(
+            "F2",
+            &format!(
+                "SIGSTOP of a rank of 3 {how}; times after the limit of {} s or 12.5 × the longest step",
+                limits().0
+            ),
+        );
         let n = runs(1, 50);
         let right = (0..n).filter(|_| one_stops(when, &mut dice, &mut tally)).count();
         tally.note(format!("phase named in {right} of {n}"));
