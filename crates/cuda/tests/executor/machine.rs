@@ -73,7 +73,7 @@ impl Machine for Cpu {
         self.0.set_input(plan, name, data).unwrap();
     }
     fn body(&mut self, plan: &Plan, phase: usize, slot: usize, scalars: &Scalars) {
-        self.0.body(plan, phase, slot, scalars);
+        self.0.body(plan, phase, slot, scalars).unwrap();
     }
     fn update(&mut self, plan: &Plan, phase: usize, scalars: &Scalars) {
         self.0.update(plan, phase, scalars);
@@ -83,7 +83,7 @@ impl Machine for Cpu {
         self.update(plan, phase, scalars);
     }
     fn first_nonfinite(&mut self, plan: &Plan, scalars: &Scalars) -> Option<NonFinite> {
-        self.0.first_nonfinite(plan, 0, 0, scalars)
+        self.0.first_nonfinite(plan, 0, 0, scalars).unwrap()
     }
     fn clear_reduce(&mut self, plan: &Plan, phase: usize) {
         self.0.reduce_mut(plan, phase).fill(0.0);

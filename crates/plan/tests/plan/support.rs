@@ -95,7 +95,7 @@ pub(crate) fn run(step: &StepGraph, fusion: Fusion) -> BTreeMap<String, Vec<f64>
         for micro in 0..MICROS {
             feed(&mut executor, &plan, micro);
             scalars.micro = micro;
-            executor.body(&plan, p, micro, &scalars);
+            executor.body(&plan, p, micro, &scalars).unwrap();
             sum.iter_mut().zip(executor.reduce_mut(&plan, p)).for_each(|(s, x)| *s += *x);
         }
         executor.reduce_mut(&plan, p).copy_from_slice(&sum);

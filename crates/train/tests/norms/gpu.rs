@@ -47,7 +47,7 @@ fn compare(bn: BnPolicy) {
     for (views, micro) in [(Views::TwoGroups, 4), (Views::One, 2)] {
         let steps = vec![(0..8).collect(), (8..16).collect(), (16..24).collect(), (24..31).collect()];
         let run = Run { steps, ..Run::new(views, bn, 2, micro) };
-        close(&same(ranks(&run, |comm| joined(comm))), &on_cpu(&run), 2e-4);
+        close(&same(ranks(&run, |comm| joined(comm))), &on_cpu(&run), 1e-4);
     }
 }
 

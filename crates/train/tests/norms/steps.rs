@@ -160,7 +160,7 @@ pub(crate) fn ranks<E: Executor>(
         steps(run, &mut engine, 0..run.steps.len())
     };
     if run.ranks == 1 {
-        return vec![rank(Box::new(Solo::default()))];
+        return vec![rank(Box::<Solo>::default())];
     }
     let rank = &rank;
     std::thread::scope(|scope| {
