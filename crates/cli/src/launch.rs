@@ -112,8 +112,15 @@ pub(crate) fn as_rank(joined: &Joined, work: impl FnOnce() -> Result<Exit, CliEr
             joined.failed(Exit::Internal.code(), &format!("a bug: it panicked: {}", train::words_of(panic.as_ref())))
         }
     };
-    match exit_code::of(&error) {
-        Exit::PeerLost => joined.lost(),
-        exit => joined.failed(exit.code(), &error.to_string()),
+    let (exit, text) = (exit_code::of(&error), error.to_string());
+    match (exit, &error) {
+        // Whoever read this rank's output has what they wanted.
+        (Exit::Done, _) => {
+            joined.finish(exit.code());
+            exit
+        }
+        (Exit::PeerLost, _) => joined.lost(),
+        (_, CliError::Train(e)) if e.is_everyones() => joined.agreed(e.culprit(), exit.code(), &text),
+        _ => joined.failed(exit.code(), &text),
     }
 }

@@ -27,6 +27,8 @@ pub enum Heard {
     Dying(Death),
     /// It cannot go on and will leave with this code.
     Failed { code: u8, text: String },
+    /// All ranks found, together, that the run cannot go on, and all leave with this code. `culprit`: whose fault it is, if one rank's.
+    Agreed { culprit: Option<u32>, code: u8, text: String },
     /// A collective failed on it because some other rank is gone.
     Lost,
     /// It is done, in order.
@@ -84,6 +86,7 @@ struct Rank {
 enum Fault {
     Dead(Death),
     Failed { code: u8, text: String },
+    Agreed { code: u8, text: String },
     Early,
 }
 
@@ -144,6 +147,11 @@ impl Judge {
             Heard::Closed => Fault::Dead(Death::Silent),
             Heard::Dying(death) => Fault::Dead(death),
             Heard::Failed { code, text } => Fault::Failed { code, text },
+            Heard::Agreed { culprit, code, text } => {
+                let known = culprit.map(|rank| rank as usize).filter(|&rank| rank < self.ranks.len());
+                self.fault.get_or_insert((known.unwrap_or(rank), Fault::Agreed { code, text }));
+                return;
+            }
         };
         self.fault.get_or_insert((rank, fault));
     }
@@ -247,6 +255,12 @@ impl Judge {
         let (kind, code, what) = match fault {
             Fault::Dead(death) => (Kind::Dead, death.code(), format!("died, {death}")),
             Fault::Failed { code, text } => (Kind::Failed, code, format!("failed with code {code}, {text}")),
+            Fault::Agreed { code, text } => {
+                return (
+                    self.verdict(rank, Kind::Failed, (code, code)),
+                    (format!("ends the run, {text}"), String::new()),
+                );
+            }
             Fault::Early => (Kind::Early, PEER_LOST, "said that it is done while others still work".to_owned()),
         };
         (self.verdict(rank, kind, (code, PEER_LOST)), (what, String::new()))

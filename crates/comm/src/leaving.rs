@@ -3,9 +3,10 @@
 //! thread of its own, so that nothing can hold the process.
 
 use crate::death;
+use crate::message::Message;
 use crate::recorder::Entry;
 use crate::verdict::{self, Circumstances, Kind, Verdict, newest_checkpoint};
-use crate::watch::{Message, Watcher, within};
+use crate::watch::{Watcher, within};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};

@@ -18,6 +18,7 @@ mod leaving;
 mod limits;
 pub mod meeting;
 pub mod member;
+mod message;
 pub mod mpi;
 mod nccl;
 mod nccl_library;

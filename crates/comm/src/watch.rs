@@ -9,14 +9,14 @@ use crate::judge::{Finding, Heard, Judge};
 use crate::limits::Limits;
 use crate::meeting::Links;
 use crate::member::Member;
-use crate::progress::{Progress, Seen};
+use crate::message::Message;
+use crate::progress::Progress;
 use crate::recorder::Entry;
 use crate::verdict::{self, PEER_LOST, Verdict};
 use crate::wire;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
 use nix::unistd::{Pid, getppid};
-use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
@@ -28,7 +28,9 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-/// How long a run whose launcher is gone may take to stop by TERM.
+/// What a rank gets when its launcher is gone: it saves and stops. It may come twice, which a second TERM must not.
+const ORPHANED: Signal = Signal::SIGUSR2;
+/// How long a run whose launcher is gone may take to stop by that.
 const ORPHAN: Duration = Duration::from_secs(3);
 /// How long a rank that cannot go on waits for the verdict; then, besides, the barrier.
 const VERDICT: Duration = Duration::from_secs(2);
@@ -65,27 +67,6 @@ pub enum Parent {
     ByHand,
 }
 
-/// What goes over a control connection. Both ends are the same program.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum Message {
-    Beat(Seen),
-    Dying(Death),
-    Failed {
-        code: u8,
-        text: String,
-    },
-    Lost,
-    Bye,
-    /// From rank 0: this ended the run.
-    Verdict(Verdict),
-    /// To rank 0 after a verdict: the last collectives.
-    Tail(Vec<Entry>),
-    /// To rank 0: collectives are aborted, this rank can leave.
-    Ready,
-    /// From rank 0: leave now; the verdict with its whole report.
-    Leave(Verdict),
-}
-
 /// What ends the trainer's collectives.
 pub(crate) type AbortHook = Box<dyn FnMut() + Send>;
 
@@ -97,6 +78,7 @@ enum Command {
     OnAbort(AbortHook),
     Poll(PollHook),
     Failed { code: u8, text: String },
+    Agreed { culprit: Option<u32>, code: u8, text: String },
     Lost,
     Finish { code: u8 },
 }
@@ -118,9 +100,9 @@ impl Watch {
         let (warn, warnings) = sync::channel();
         let limits = settings.limits;
         if let Parent::Launched { ppid } = settings.parent {
-            nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
+            nix::sys::prctl::set_pdeathsig(ORPHANED)?;
             if is_orphan(ppid) {
-                nix::sys::signal::raise(Signal::SIGTERM)?;
+                nix::sys::signal::raise(ORPHANED)?;
             }
         }
         let watcher = {
@@ -150,6 +132,14 @@ impl Watch {
     /// This rank cannot go on. Tells rank 0, waits for the verdict and leaves, with `code` if nobody failed before.
     pub fn failed(&self, code: u8, text: &str) -> ! {
         self.tell(Command::Failed { code, text: text.chars().take(TEXT).collect() });
+        self.wait_for_the_end(code)
+    }
+
+    /// All ranks found the same, together: the run cannot go on. All leave with `code`; `culprit` is the rank whose fault it is, if
+    /// it is one's.
+    pub fn agreed(&self, culprit: Option<usize>, code: u8, text: &str) -> ! {
+        let culprit = culprit.map(|rank| rank as u32);
+        self.tell(Command::Agreed { culprit, code, text: text.chars().take(TEXT).collect() });
         self.wait_for_the_end(code)
     }
 
@@ -363,10 +353,17 @@ impl Watcher {
             Command::Failed { code, text } => {
                 self.leave = after(VERDICT + barrier, code);
                 self.beat();
-                if self.is_hub() {
-                    self.judge.observe(0, Heard::Failed { code, text }, now);
-                } else {
-                    self.post(&Message::Failed { code, text });
+                match self.is_hub() {
+                    true => self.judge.observe(0, Heard::Failed { code, text }, now),
+                    false => self.post(&Message::Failed { code, text }),
+                }
+            }
+            Command::Agreed { culprit, code, text } => {
+                self.leave = after(VERDICT + barrier, code);
+                self.beat();
+                match self.is_hub() {
+                    true => self.judge.observe(0, Heard::Agreed { culprit, code, text }, now),
+                    false => self.post(&Message::Agreed { culprit, code, text }),
                 }
             }
             Command::Lost => {
@@ -404,6 +401,7 @@ impl Watcher {
             Some(Message::Beat(seen)) => Heard::Beat(seen),
             Some(Message::Dying(death)) => Heard::Dying(death),
             Some(Message::Failed { code, text }) => Heard::Failed { code, text },
+            Some(Message::Agreed { culprit, code, text }) => Heard::Agreed { culprit, code, text },
             Some(Message::Lost) => Heard::Lost,
             Some(Message::Bye) => Heard::Bye,
             Some(Message::Tail(tail)) => return peer.tail = Some(tail),

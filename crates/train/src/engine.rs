@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tensor::HostTensor;
 
 /// A micro-batch as the executor takes it.
@@ -62,6 +63,8 @@ pub struct Engine<E: Executor> {
     reproducible: bool,
     /// Running statistics move by the first of a step's micro-batches, so many at most.
     running: usize,
+    /// When the step that runs came to where ranks wait for each other first, and the CPU time of the process by then.
+    pub(crate) first_wait: Option<(Instant, Duration)>,
     /// What this rank is doing, for its watch.
     pub progress: Arc<Progress>,
 }
@@ -134,7 +137,7 @@ impl<E: Executor> Engine<E> {
         // With `sync` the micro-batches of rank 0 have the statistics of all.
         let running = if compile.bn == BnPolicy::Local { leaves } else { data::share(leaves, 0, world).len() };
         let (eval, progress) = (Some(eval), Arc::default());
-        let (prepared, staged) = (None, false);
+        let (prepared, staged, first_wait) = (None, false, None);
         Ok(Engine {
             executor,
             states,
@@ -147,6 +150,7 @@ impl<E: Executor> Engine<E> {
             comm,
             reproducible,
             running,
+            first_wait,
             progress,
         })
     }
@@ -254,7 +258,9 @@ impl<E: Executor> Engine<E> {
             }
             let plan = &self.plans[&self.full];
             self.progress.enter(Phase::Forward);
-            return self.executor.phase(plan, phase, micro.leaf, &self.scalars(plan, step, micro.leaf));
+            self.executor.phase(plan, phase, micro.leaf, &self.scalars(plan, step, micro.leaf))?;
+            self.first_wait.get_or_insert_with(|| (Instant::now(), cpu_time()));
+            return Ok(());
         }
         let mut tree = Tree::new();
         self.progress.enter(Phase::Forward);
@@ -266,6 +272,7 @@ impl<E: Executor> Engine<E> {
                 tree.push(&mut self.executor, micro.leaf, part)?;
             }
         }
+        self.first_wait.get_or_insert_with(|| (Instant::now(), cpu_time()));
         self.progress.enter(Phase::Reduce);
         self.reduce(phase, tree, step)?;
         self.progress.enter(Phase::Update);
@@ -394,6 +401,12 @@ pub struct EvalValues {
     pub others: Vec<(String, u64)>,
     /// [batch, classes]
     pub logits: Vec<f64>,
+}
+
+/// CPU time of this process, all threads.
+pub(crate) fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 /// Of micro-batch `micro` of a step, as `plan` numbers its slots.

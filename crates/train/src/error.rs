@@ -47,6 +47,22 @@ pub enum TrainError {
     Panic { rank: usize, what: String },
 }
 
+impl TrainError {
+    /// Whether every rank of a run meets it at the same place of the loop.
+    pub fn is_everyones(&self) -> bool {
+        use TrainError::*;
+        matches!(self, Diverged { .. } | NonFinite { .. } | TooManyBad { .. })
+    }
+
+    /// The one rank whose fault it is, where that is known.
+    pub fn culprit(&self) -> Option<usize> {
+        match self {
+            TrainError::Diverged { ranks, .. } if ranks.len() == 1 => Some(ranks[0]),
+            _ => None,
+        }
+    }
+}
+
 impl From<cuda::CudaError> for TrainError {
     fn from(error: cuda::CudaError) -> TrainError {
         TrainError::Cuda(Box::new(error))

@@ -110,7 +110,9 @@ impl Joined {
             limits: limits.watch(),
             logs: run_dir.join("logs"),
             parent,
-            sample_name: Some(Box::new(move |i| names.get().map_or_else(|| i.to_string(), |name| name(i)))),
+            sample_name: Some(Box::new(move |i| {
+                names.get().map_or_else(|| "before the set was open".to_string(), |name| name(i))
+            })),
         };
         let watch = Watch::start(settings, links, progress.clone())
             .map_err(|e| JoinError::own(PREFLIGHT, format!("the watch of rank {} does not start: {e}", place.rank)))?;
@@ -210,6 +212,14 @@ impl Joined {
     pub fn failed(&self, code: u8, text: &str) -> ! {
         match self.watch().take() {
             Some(watch) => watch.failed(code, text),
+            None => std::process::exit(i32::from(code)),
+        }
+    }
+
+    /// All ranks found together that the run cannot go on: all end with `code`.
+    pub fn agreed(&self, culprit: Option<usize>, code: u8, text: &str) -> ! {
+        match self.watch().take() {
+            Some(watch) => watch.agreed(culprit, code, text),
             None => std::process::exit(i32::from(code)),
         }
     }

@@ -17,6 +17,7 @@ use comm::{Communicator, Solo, Threads};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Training of one stage, from a checkpoint if there is one: what rank 0, or every thread of a process of several ranks, was given.
 pub(crate) struct Ranks<'a> {
@@ -108,6 +109,8 @@ impl Ranks<'_> {
             joined: session.options.joined.as_deref(),
             progress,
             save_s: 0.0,
+            waited: Duration::ZERO,
+            waited_before: Duration::ZERO,
             lead,
         };
         let complete = trainer.position.epoch >= recipe.train.epochs;

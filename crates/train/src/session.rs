@@ -138,7 +138,7 @@ impl Session {
         let (train_set, eval_set) = (Arc::new(train_set), Arc::new(eval_set));
         if let Some(joined) = &options.joined {
             let named = train_set.clone();
-            joined.name_samples(Box::new(move |i| format!("{i} ({})", named.loader.dataset().place(i as usize))));
+            joined.name_samples(Box::new(move |i| named.loader.dataset().place(i as usize)));
         }
         let notes = vec![];
         let mut session =

@@ -1,7 +1,7 @@
 //! The loop of one rank: epochs, steps, evaluations, checkpoints. Rank 0 alone writes.
 
 use crate::checkpoint::{Checkpoints, Snapshot};
-use crate::engine::{Ahead, Engine, Micro, StepInputs, StepValues};
+use crate::engine::{Ahead, Engine, Micro, StepInputs, StepValues, cpu_time};
 use crate::error::TrainError;
 use crate::evaluate::{Evaluation, evaluate};
 use crate::executor::Executor;
@@ -15,11 +15,11 @@ use crate::recipe::{OnNonfinite, Recipe};
 use crate::schedule::Moment;
 use crate::signals::{Request, Signals};
 use crate::snapshot;
-use comm::progress::{Phase, Progress};
+use comm::progress::{Phase, Progress, StepTimes};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Steps in a row that may be skipped as not finite.
 const MAX_SKIPPED: u64 = 20;
@@ -95,6 +95,9 @@ pub(crate) struct Trainer<'a, E: Executor> {
     pub progress: Arc<Progress>,
     /// Seconds of the last save.
     pub save_s: f64,
+    /// Time that this step waited for batches, and the epoch's by then.
+    pub waited: Duration,
+    pub waited_before: Duration,
     /// Of rank 0.
     pub lead: Option<Lead>,
 }
@@ -228,6 +231,10 @@ impl<E: Executor> Trainer<'_, E> {
             None => self.feed.step(self.position.step)?,
         };
         self.unlisted.extend(bad);
+        let waited = self.feed.waited(); // from the beginning of the epoch
+        self.waited =
+            waited.saturating_sub(if waited < self.waited_before { Duration::ZERO } else { self.waited_before });
+        self.waited_before = waited;
         if self.engine.comm().world_size() == 1 {
             self.list_bad()?;
         }
@@ -239,11 +246,18 @@ impl<E: Executor> Trainer<'_, E> {
         slots.insert("lr".to_string(), self.lr(steps));
         slots.insert("ema_decay".to_string(), self.recipe.train.ema_decay.unwrap_or(0.0));
         let inputs = StepInputs { micros: &micros, all_units: &all_units, slots: &slots };
+        let (ready, cpu_then) = (Instant::now(), cpu_time());
+        self.engine.first_wait = None;
         let after = self.position.step + 1;
         let more = after < steps && Some(self.position.global_step + 1) != self.recipe.train.max_steps;
         let step = more.then_some(after);
         let mut next = Next { feed: &mut self.feed, step, batches: &mut self.next };
         let values = self.engine.step_ahead(&inputs, &mut next)?;
+        if let Some((at, cpu)) = self.engine.first_wait {
+            let data = std::mem::take(&mut self.waited);
+            let (own, cpu) = (at.saturating_duration_since(ready), cpu.saturating_sub(cpu_then));
+            self.progress.step_times(StepTimes { data, own, cpu });
+        }
         if let Some((path, op)) = values.nonfinite.clone() {
             self.position.skipped += 1;
             if self.recipe.train.on_nonfinite == OnNonfinite::Stop || self.position.skipped >= MAX_SKIPPED {
