@@ -111,6 +111,7 @@ impl Ranks<'_> {
             save_s: 0.0,
             waited: Duration::ZERO,
             waited_before: Duration::ZERO,
+            warm: 0,
             lead,
         };
         let complete = trainer.position.epoch >= recipe.train.epochs;

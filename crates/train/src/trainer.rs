@@ -21,6 +21,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Steps of a process before its pace counts.
+const WARM_STEPS: u64 = 5;
+
 /// Steps in a row that may be skipped as not finite.
 const MAX_SKIPPED: u64 = 20;
 
@@ -98,6 +101,8 @@ pub(crate) struct Trainer<'a, E: Executor> {
     /// Time that this step waited for batches, and the epoch's by then.
     pub waited: Duration,
     pub waited_before: Duration,
+    /// Steps of this process.
+    pub warm: u64,
     /// Of rank 0.
     pub lead: Option<Lead>,
 }
@@ -256,7 +261,11 @@ impl<E: Executor> Trainer<'_, E> {
         if let Some((at, cpu)) = self.engine.first_wait {
             let data = std::mem::take(&mut self.waited);
             let (own, cpu) = (at.saturating_duration_since(ready), cpu.saturating_sub(cpu_then));
-            self.progress.step_times(StepTimes { data, own, cpu });
+            // The first steps make what later ones find made.
+            self.warm += 1;
+            if self.warm > WARM_STEPS {
+                self.progress.step_times(StepTimes { data, own, cpu });
+            }
         }
         if let Some((path, op)) = values.nonfinite.clone() {
             self.position.skipped += 1;

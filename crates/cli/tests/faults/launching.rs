@@ -142,6 +142,9 @@ impl Launch<'_> {
             return None;
         }
         start.arg(env!("CARGO_BIN_EXE_retort")).args(words).current_dir(self.folder).stdin(Stdio::null());
+        if launcher == "shell" {
+            start.env("RETORT_MPI_PLUGIN", "none"); // MPI itself would see through it
+        }
         start.env_remove("RETORT_DATA").env_remove("LD_LIBRARY_PATH").env("CUDA_VISIBLE_DEVICES", "-1");
         Some(World { processes: vec![Process::spawn(&mut start)], run })
     }
