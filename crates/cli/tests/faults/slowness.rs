@@ -88,9 +88,11 @@ fn f03_a_slow_rank_is_told_of_and_the_run_goes_on() {
             let (world, codes) = two(folder.path(), factor);
             assert_eq!(codes, [0, 0], "{}", world.words());
             let told = warnings(&world.run);
-            tally.named(told.iter().all(|(_, text)| text.starts_with("warning: rank 1 (")));
+            let rank_1 = |(_, text): &(u64, String)| text.starts_with("warning: rank 1 (");
+            // Other work on the machine may slow the other rank down as well; it must not in the long form.
+            tally.named(if is_long() { told.iter().all(rank_1) } else { told.iter().any(rank_1) });
             tally.ended(&codes);
-            let after = told.first().expect("it is in the log too").0 - SLOW_FROM;
+            let after = told.iter().find(|t| rank_1(t)).expect("it is in the log too").0 - SLOW_FROM;
             let limit = if is_long() { 20 } else { 40 };
             assert!(after <= limit, "{factor}: told after {after} steps: {told:?}");
             worst = worst.max(after);

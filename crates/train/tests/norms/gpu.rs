@@ -6,6 +6,7 @@ use std::process::Command;
 use train::TrainError;
 use train::executor::Executor;
 use train::recipe::BnPolicy::{self, Broadcast, Sync};
+use train::recipe::RanksSection;
 
 /// A process has one driver, so the ranks are threads of this program, run again with two GPUs of the stand-in.
 fn again(case: &str, set: &[(&str, &str)]) {
@@ -35,7 +36,7 @@ fn sync_where_ranks_share_a_gpu_is_refused() {
 /// The GPU of a rank, which has met the others.
 fn joined(comm: &dyn Communicator) -> Result<cuda::Executor, TrainError> {
     let mut executor = cuda::Executor::new(comm.rank(), cuda::Mode::Captured, cuda::Math::F32)?;
-    Executor::join(&mut executor, comm, None)?;
+    Executor::join(&mut executor, comm, &RanksSection::default(), None)?;
     Ok(executor)
 }
 
