@@ -15,6 +15,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 use tensor::{HostTensor, Shape};
 use train::engine::{Engine, Micro, Sizes, StepInputs};
+use train::recipe::BnPolicy;
 use train::step::{Compile, Model};
 
 #[derive(Parser)]
@@ -63,7 +64,8 @@ impl Ours {
         let optimizer = OptimizerArgs { nesterov: true, ..OptimizerArgs::default() };
         let (fusion, storage) = (Fusion::Full, Storage::CpuF32);
         let options = Options { fusion, optimizer, storage, bucket_bytes: 25 << 20, keep_outputs: false };
-        let compile = Compile { options, global_batch: args.batch, train_input: None, eval_input: None };
+        let (global_batch, bn) = (args.batch, BnPolicy::Local);
+        let compile = Compile { options, global_batch, train_input: None, eval_input: None, bn, world: 1 };
         let units = [[args.batch, 0]];
         let sizes = Sizes { full: units[0], others: vec![], leaves: 1, eval_batch: 1, reproducible: false };
         let executor = cpu::Executor::new(args.threads).unwrap_or_else(|e| panic!("{e}"));

@@ -102,7 +102,7 @@ pub(crate) fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Exit, CliErro
     let recipe = loaded.as_ref().map(Some);
     let joined = launch::join(Start { place, run_dir: &run_dir, loaded: recipe, device: args.device, parent })?;
     if joined.rank > 0 {
-        terminal.log.into_file(&run_dir, joined.rank);
+        terminal.log.move_to_file(&run_dir, joined.rank);
     } else if !args.quiet {
         terminal.note(joined.table());
     }

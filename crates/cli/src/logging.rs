@@ -31,7 +31,7 @@ impl Log {
     }
 
     /// From now on into this rank's file. Stderr stays where there can be none.
-    pub(crate) fn into_file(&self, run_dir: &Path, rank: usize) {
+    pub(crate) fn move_to_file(&self, run_dir: &Path, rank: usize) {
         let logs = run_dir.join("logs");
         let open = || OpenOptions::new().create(true).append(true).open(logs.join(format!("{rank}.log")));
         if let Ok(file) = std::fs::create_dir_all(&logs).and_then(|()| open()) {

@@ -45,17 +45,18 @@ fn eight_gpus() -> bool {
     }
 }
 
-/// Three steps, so that each list runs once, is captured, and is replayed.
-const STEPS: [usize; 3] = [24; 3];
-/// With one that ends in a micro-batch that is not full and leaves ranks without any.
-const WITH_SHORT: [usize; 4] = [24, 24, 24, 10];
+/// Three steps, so that each list runs once, is captured, and is replayed; then one that ends in a micro-batch that is not full and
+/// leaves ranks without any.
+const FOUR_EACH: [usize; 4] = [12, 12, 12, 5];
+const EIGHT_EACH: [usize; 4] = [24, 24, 24, 10];
+const MICRO: usize = 3;
 
 fn steps(method: &MethodSpec, run: &Run<'_>) -> Result {
     run_on::<Executor>(&|| method.clone().build(), run)
 }
 
-fn same_bits((name, method): &(String, MethodSpec), micro: usize, worlds: &[usize]) {
-    let plan = Run { micro, units: &WITH_SHORT, lr: 0.05, ..Run::default() };
+fn same_bits((name, method): &(String, MethodSpec), units: &[usize], worlds: &[usize]) {
+    let plan = Run { micro: MICRO, units, lr: 0.05, ..Run::default() };
     let one = steps(method, &plan);
     assert!(one.values.iter().all(|v| v.nonfinite.is_none() && v.loss.is_finite()), "{name}");
     assert!(one.states.values().flatten().all(|x| x.is_finite()), "{name}");
@@ -70,7 +71,7 @@ fn same_bits((name, method): &(String, MethodSpec), micro: usize, worlds: &[usiz
 #[test]
 fn every_method_has_the_same_bits_on_one_two_and_four_gpus() {
     if eight_gpus() {
-        plain().iter().for_each(|method| same_bits(method, 6, &[2, 4]));
+        plain().iter().for_each(|method| same_bits(method, &FOUR_EACH, &[2, 4]));
     }
 }
 
@@ -78,7 +79,10 @@ fn every_method_has_the_same_bits_on_one_two_and_four_gpus() {
 #[test]
 fn two_methods_have_the_same_bits_on_eight_gpus() {
     if eight_gpus() {
-        plain().iter().filter(|m| m.0 == "dlb" || m.0 == "atsc").for_each(|method| same_bits(method, 3, &[8]));
+        plain()
+            .iter()
+            .filter(|m| m.0 == "dlb" || m.0 == "atsc")
+            .for_each(|method| same_bits(method, &EIGHT_EACH, &[8]));
     }
 }
 
@@ -93,29 +97,29 @@ fn error(got: &Result, expected: &Result) -> f64 {
     states.chain(losses).fold(0.0, f64::max)
 }
 
-/// Not reproducible: sums over ranks begin within the body, one for each bucket, if each rank has one micro-batch; with two
-/// there is one sum after them.
+/// Not reproducible: where each rank has one micro-batch, sums over ranks begin within the body, one for each bucket; where each has
+/// two, there is one sum after them. Of two ranks there is one order to sum in: that of one GPU.
 #[test]
-fn every_method_has_equal_bits_on_all_gpus_and_twice_in_fast_mode() {
+fn every_method_in_fast_mode_is_equal_on_all_gpus_and_twice_and_close_to_one() {
     if !eight_gpus() {
         return;
     }
     let mut worst = (0.0, String::new());
     for (name, method) in plain() {
-        let plan = Run { micro: 6, units: &STEPS, lr: 0.05, reproducible: false, bucket_bytes: 512, ..Run::default() };
-        let one = steps(&method, &plan);
-        for ranks in [4, 2] {
-            let [first, again] = [(); 2].map(|()| steps(&method, &Run { ranks, ..plan }));
-            assert_eq!(first.values, again.values, "{name}: values on {ranks} GPUs, twice");
-            assert_eq!(first.states, again.states, "{name}: states on {ranks} GPUs, twice");
-            assert!(first.buckets > first.phases, "{name}: {} buckets of {} phases", first.buckets, first.phases);
-            let as_a_whole = first.graphs == first.phases; // else bodies and updates, of more than one shape maybe
-            assert_eq!(as_a_whole, ranks == 4, "{name}: {} captured lists on {ranks} GPUs", first.graphs);
-            let error = error(&first, &one);
-            assert!(error <= 1e-5, "{name}: {error:.1e} from one GPU, on {ranks}");
-            if error > worst.0 {
-                worst = (error, format!("{name} on {ranks}"));
-            }
+        let units = &FOUR_EACH[..3];
+        let plan = Run { micro: MICRO, units, lr: 0.05, reproducible: false, bucket_bytes: 512, ..Run::default() };
+        let [one, two, four, again] = [1, 2, 4, 4].map(|ranks| steps(&method, &Run { ranks, ..plan }));
+        assert!(four.buckets > four.phases, "{name}: {} buckets of {} phases", four.buckets, four.phases);
+        assert_eq!(four.graphs, four.phases, "{name}: phases are captured as a whole");
+        assert!(two.graphs > two.phases, "{name}: bodies and updates are captured");
+        assert_eq!(two.values, one.values, "{name}: values on two GPUs");
+        assert_eq!(two.states, one.states, "{name}: states on two GPUs");
+        assert_eq!(four.values, again.values, "{name}: values on four GPUs, twice");
+        assert_eq!(four.states, again.states, "{name}: states on four GPUs, twice");
+        let error = error(&four, &one);
+        assert!(error <= 1e-5, "{name}: {error:.1e} from one GPU");
+        if error > worst.0 {
+            worst = (error, name);
         }
     }
     println!("worst {:.1e}: {}", worst.0, worst.1);

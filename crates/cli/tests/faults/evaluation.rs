@@ -10,8 +10,8 @@ use std::path::Path;
 /// Samples and correct ones of the evaluation in a run's log.
 fn counts(run: &Path) -> (Value, Value) {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let line = lines.filter(|line| line["kind"] == "eval").next_back().expect("an evaluation");
+    let mut lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let line = lines.rfind(|line| line["kind"] == "eval").expect("an evaluation");
     (line["samples"].clone(), line["correct"].clone())
 }
 

@@ -255,7 +255,7 @@ pub(crate) fn run_on<E: Machine>(make: Make<'_>, run: &Run<'_>) -> Result {
         rank_main::<E>(run, &model(tiny, make), comm).unwrap_or_else(|e| E::fail(rank, &e))
     };
     if run.ranks == 1 {
-        return rank_main(Box::new(Solo::default()));
+        return rank_main(Box::<Solo>::default());
     }
     let mut results: Vec<Result> = std::thread::scope(|scope| {
         let spawn = |comm: Threads| scope.spawn(move || rank_main(Box::new(comm)));
