@@ -17,6 +17,7 @@ mod hangs;
 mod job;
 mod launches;
 mod launching;
+mod network;
 #[allow(dead_code)] // another test uses the rest
 #[path = "../support/program.rs"]
 mod program;
