@@ -8,8 +8,10 @@ use crate::table::{Dice, Tally, runs, turn};
 use std::path::Path;
 use std::time::Instant;
 
-/// Epochs; the uninterrupted run is compared with.
-const EPOCHS: u64 = 6;
+/// Epochs; the uninterrupted run is compared with. A signal comes in the first few: mpirun may take a second to pass it on, and the
+/// run must not be over by then.
+const EPOCHS: u64 = 40;
+const SIGNAL_EPOCHS: u64 = 5;
 
 /// Whom a signal goes to.
 const TARGETS: [(&str, &str); 3] = [
@@ -18,7 +20,7 @@ const TARGETS: [(&str, &str); 3] = [
     ("mpirun.mpich", "one rank of 2 under mpirun.mpich"),
 ];
 
-/// Signals a run of two ranks at a random step before its last epoch; it ends with this code, a checkpoint of one agreed step
+/// Signals a run of two ranks at a random step of its first epochs; it ends with this code, a checkpoint of one agreed step
 /// and nothing lost: gone on with, it comes to what the uninterrupted run does. False where the launcher is missing.
 fn stopped(folder: &Path, launcher: &str, (name, code): (&str, i32), (dice, tally): (&mut Dice, &mut Tally)) -> bool {
     let epochs = EPOCHS.to_string();
@@ -28,7 +30,7 @@ fn stopped(folder: &Path, launcher: &str, (name, code): (&str, i32), (dice, tall
     let Some(mut world) = (if launcher.is_empty() { Some(launch.start()) } else { launch.under(launcher) }) else {
         return false;
     };
-    world.at_step(1 + dice.below(EPOCH * (EPOCHS - 1)));
+    world.at_step(1 + dice.below(EPOCH * SIGNAL_EPOCHS));
     let pid = match launcher {
         "" => world.processes[dice.below(2) as usize].id(),
         "mpirun.openmpi" => world.processes[0].id(),
