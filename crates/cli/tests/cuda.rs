@@ -6,6 +6,7 @@ mod support;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use support::{RECIPE, Ran, command, ran, retort_in, small_fashion, with_recipe};
 use tempfile::TempDir;
 use tensor::safe::{self, Metadata, Tensors};
@@ -13,6 +14,10 @@ use tensor::{HostTensor, Shape};
 
 /// The program with the driver that these tests see.
 fn with_driver(folder: &Path, args: &[&str]) -> Ran {
+    ran(&mut command_with_driver(folder, args))
+}
+
+fn command_with_driver(folder: &Path, args: &[&str]) -> Command {
     let mut command = command(folder, args);
     for name in ["LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES"] {
         match std::env::var_os(name) {
@@ -20,7 +25,7 @@ fn with_driver(folder: &Path, args: &[&str]) -> Ran {
             None => command.env_remove(name),
         };
     }
-    ran(&mut command)
+    command
 }
 
 /// The shipped quickstart with a small data set beside it; `None`, with the reason printed, where there is no GPU.
@@ -37,10 +42,12 @@ fn quickstart() -> Option<TempDir> {
     Some(folder)
 }
 
+const CUT: [&str; 10] =
+    ["--data", "images", "-b", "8", "--epochs", "1", "--set", "eval.batch=8", "--set", "output.log_every=1"];
+
 /// Trains the cut-down quickstart.
 fn train(folder: &Path, run: &str, args: &[&str]) {
-    let cut = ["--data", "images", "-b", "8", "--epochs", "1", "--set", "eval.batch=8", "--set", "output.log_every=1"];
-    let ran = with_driver(folder, &[&["train", "recipe.toml", "-q", "--run", run], &cut[..], args].concat());
+    let ran = with_driver(folder, &[&["train", "recipe.toml", "-q", "--run", run], &CUT[..], args].concat());
     assert_eq!(ran.code, 0, "{args:?}: {}", ran.err);
 }
 
@@ -87,6 +94,46 @@ fn the_quickstart_in_f32_agrees_with_the_cpu_and_repeats_its_bits() {
     assert_eq!(first.len(), 2, "model and optimizer");
     assert!(first == second, "two runs on a GPU left other bytes");
     assert_eq!(losses(at, "gpu"), losses(at, "again"));
+}
+
+/// Trains it on two ranks, processes by hand, with these variables.
+fn train_on_two(folder: &Path, run: &str, variables: &[(&str, &str)]) {
+    let start = |rank: usize| {
+        let args = ["train", "recipe.toml", "-q", "--run", run];
+        let mut command = command_with_driver(folder, &[&args, &CUT[..], &IN_TWO, &["--device", "cuda"]].concat());
+        for (name, value) in [("RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_RANK", rank)] {
+            command.env(format!("RETORT_{name}"), value.to_string());
+        }
+        command.envs(variables.iter().copied()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    for (rank, process) in [0, 1].map(start).into_iter().enumerate() {
+        let done = process.wait_with_output().unwrap();
+        assert_eq!(done.status.code(), Some(0), "rank {rank}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+}
+
+/// Two micro-batches a step.
+const IN_TWO: [&str; 3] = ["--micro-batch", "4", "--reproducible"];
+
+#[test]
+fn two_processes_end_with_the_weights_of_one() {
+    let Some(folder) = quickstart() else { return };
+    train(folder.path(), "one", &[&IN_TWO[..], &["--device", "cuda"]].concat());
+    let one = checkpoint(folder.path(), "one");
+    // By way of the host, both on the first GPU; then by NCCL, on two.
+    train_on_two(
+        folder.path(),
+        "shared",
+        &[("RETORT_SHARE_GPU", "1"), ("SIMGPU_DEVICES", "1"), ("CUDA_VISIBLE_DEVICES", "0")],
+    );
+    assert!(checkpoint(folder.path(), "shared") == one, "two ranks on one GPU");
+    let second = ["train", "recipe.toml", "--data", "images", "--device", "cuda:1", "--dry-run"];
+    if with_driver(folder.path(), &second).code != 0 {
+        println!("skipped: there is one GPU, so nothing goes by NCCL");
+        return;
+    }
+    train_on_two(folder.path(), "apart", &[]);
+    assert!(checkpoint(folder.path(), "apart") == one, "two ranks on two GPUs");
 }
 
 #[test]

@@ -54,7 +54,9 @@ impl Net {
 
 impl Drop for Net {
     fn drop(&mut self) {
-        self.0.iter().for_each(|name| drop(ip(&format!("netns del {name}"))));
+        for name in &self.0 {
+            ip(&format!("netns del {name}"));
+        }
     }
 }
 
