@@ -423,7 +423,9 @@ fn launch(launcher: &str, role: &str, script: &str) -> Option<Output> {
 
 fn places(output: &Output) -> Vec<String> {
     let text = String::from_utf8_lossy(&output.stdout);
-    let mut places: Vec<String> = text.lines().filter_map(|l| l.strip_prefix("place: ")).map(str::to_owned).collect();
+    // A line may begin behind what the other rank has not ended yet.
+    let lines = text.split("place: ").skip(1).filter_map(|rest| rest.lines().next());
+    let mut places: Vec<String> = lines.map(str::to_owned).collect();
     places.sort_by_key(|place| place.chars().last());
     places
 }
