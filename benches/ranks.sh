@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# What several ranks cost on one machine: benches/ranks.sh [ROUNDS]. Two CPU ranks of one thread each under Open MPI's mpirun, quickstart's network and data,
-# 150 steps of 64 images; in turn: sums in any order ("fast") and in the one order of any number of ranks (train.reproducible), by MPI's plugin and by TCP, beside
+# What several ranks cost on one machine: benches/ranks.sh [ROUNDS [STEPS]]. Two CPU ranks of one thread each under Open MPI's mpirun, quickstart's network and data,
+# 150 (STEPS) steps of 64 images; in turn: sums in any order ("fast") and in the one order of any number of ranks (train.reproducible), by MPI's plugin and by TCP, beside
 # two ranks as threads of one process and one rank of two threads. Seconds of the run as the program tells them, start and first checkpoint included.
 # Needs mpirun.openmpi, tools/build-mpi.sh's plugin, and python3 for the table.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-rounds=${1:-5}
+rounds=${1:-5} steps=${2:-150}
 bin=${CARGO_TARGET_DIR:-target}/release
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-common=(train configs/quickstart.toml --device cpu --max-steps 150 --json --quiet --resume never)
+common=(train configs/quickstart.toml --device cpu --max-steps "$steps" --json --quiet --resume never)
 mpi=(mpirun.openmpi -n 2 --oversubscribe --bind-to none)
 
 # one NAME ROUND COMMAND...: a line "NAME seconds".
