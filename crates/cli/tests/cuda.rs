@@ -97,10 +97,10 @@ fn the_quickstart_in_f32_agrees_with_the_cpu_and_repeats_its_bits() {
 }
 
 /// Trains it on two ranks, processes by hand, with these variables.
-fn train_on_two(folder: &Path, run: &str, variables: &[(&str, &str)]) {
+fn train_on_two(folder: &Path, run: &str, more: &[&str], variables: &[(&str, &str)]) {
     let start = |rank: usize| {
         let args = ["train", "recipe.toml", "-q", "--run", run];
-        let mut command = command_with_driver(folder, &[&args, &CUT[..], &IN_TWO, &["--device", "cuda"]].concat());
+        let mut command = command_with_driver(folder, &[&args, &CUT[..], more, &["--device", "cuda"]].concat());
         for (name, value) in [("RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_RANK", rank)] {
             command.env(format!("RETORT_{name}"), value.to_string());
         }
@@ -124,6 +124,7 @@ fn two_processes_end_with_the_weights_of_one() {
     train_on_two(
         folder.path(),
         "shared",
+        &IN_TWO,
         &[("RETORT_SHARE_GPU", "1"), ("SIMGPU_DEVICES", "1"), ("CUDA_VISIBLE_DEVICES", "0")],
     );
     assert!(checkpoint(folder.path(), "shared") == one, "two ranks on one GPU");
@@ -132,8 +133,24 @@ fn two_processes_end_with_the_weights_of_one() {
         println!("skipped: there is one GPU, so nothing goes by NCCL");
         return;
     }
-    train_on_two(folder.path(), "apart", &[]);
+    train_on_two(folder.path(), "apart", &IN_TWO, &[]);
     assert!(checkpoint(folder.path(), "apart") == one, "two ranks on two GPUs");
+}
+
+/// Sums of the captured phase, in several buckets; gradients as they are, and rounded on their way.
+#[test]
+fn gradients_may_go_between_gpus_as_bf16() {
+    let Some(folder) = quickstart() else { return };
+    let second = ["train", "recipe.toml", "--data", "images", "--device", "cuda:1", "--dry-run"];
+    if with_driver(folder.path(), &second).code != 0 {
+        return println!("skipped: there is one GPU");
+    }
+    let narrow = ["--micro-batch", "4", "--set", "ranks.link=1GB/s", "--set", "ranks.latency=1us"];
+    train_on_two(folder.path(), "f32", &narrow, &[]);
+    train_on_two(folder.path(), "bf16", &[&narrow[..], &["--set", "ranks.gradients=bf16"]].concat(), &[]);
+    let [whole, rounded] = ["f32", "bf16"].map(|run| losses(folder.path(), run));
+    close(&rounded, &whole, 3e-2);
+    assert!(rounded != whole, "nothing was rounded");
 }
 
 #[test]
