@@ -9,6 +9,7 @@ use crate::error::CudaError;
 use crate::program::Step;
 use comm::{Aborter, Element, Library, Nccl, NcclError, NcclSettings};
 use plan::Plan;
+use std::collections::HashSet;
 use std::fmt::{Debug, Formatter};
 use std::ops::Range;
 use std::rc::Rc;
@@ -194,11 +195,10 @@ pub(crate) fn sums(plan: &Plan, phase: usize) -> Vec<Begin> {
 
 /// Launches of the body up to the one that completes a bucket.
 fn launches_until(plan: &Plan, phase: usize, bucket: &plan::Bucket) -> usize {
-    let order: Vec<_> = plan.graph.iter().map(|(id, _)| id).collect();
-    let place = |id| order.iter().position(|&other| other == id).expect("a node of the plan");
-    let last = place(bucket.ready_after);
-    let body = plan.section(phase, graph::Section::Body);
-    body.iter().take_while(|launch| place(launch.node) <= last).count()
+    let nodes = plan.graph.iter().map(|(id, _)| id);
+    let made: HashSet<_> = nodes.take_while(|&id| id != bucket.ready_after).collect();
+    let body = plan.section(phase, graph::Section::Body).iter();
+    body.take_while(|launch| launch.node == bucket.ready_after || made.contains(&launch.node)).count()
 }
 
 /// The command that gives every rank what all carried; `slots` are each rank's micro-batches.
