@@ -109,7 +109,6 @@ impl Ranks<'_> {
             joined: session.options.joined.as_deref(),
             progress,
             save_s: 0.0,
-            waited: Duration::ZERO,
             waited_before: Duration::ZERO,
             warm: 0,
             lead,

@@ -98,8 +98,7 @@ pub(crate) struct Trainer<'a, E: Executor> {
     pub progress: Arc<Progress>,
     /// Seconds of the last save.
     pub save_s: f64,
-    /// Time that this step waited for batches, and the epoch's by then.
-    pub waited: Duration,
+    /// Time that the epoch had waited for batches at the last step.
     pub waited_before: Duration,
     /// Steps of this process.
     pub warm: u64,
@@ -237,8 +236,7 @@ impl<E: Executor> Trainer<'_, E> {
         };
         self.unlisted.extend(bad);
         let waited = self.feed.waited(); // from the beginning of the epoch
-        self.waited =
-            waited.saturating_sub(if waited < self.waited_before { Duration::ZERO } else { self.waited_before });
+        let data = waited.checked_sub(self.waited_before).unwrap_or(waited);
         self.waited_before = waited;
         if self.engine.comm().world_size() == 1 {
             self.list_bad()?;
@@ -259,7 +257,6 @@ impl<E: Executor> Trainer<'_, E> {
         let mut next = Next { feed: &mut self.feed, step, batches: &mut self.next };
         let values = self.engine.step_ahead(&inputs, &mut next)?;
         if let Some((at, cpu)) = self.engine.first_wait {
-            let data = std::mem::take(&mut self.waited);
             let (own, cpu) = (at.saturating_duration_since(ready), cpu.saturating_sub(cpu_then));
             // The first steps make what later ones find made.
             self.warm += 1;
