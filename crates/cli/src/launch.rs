@@ -2,7 +2,7 @@
 
 use crate::error::CliError;
 use crate::exit_code;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use comm::Choice;
 use comm::Parent;
 use comm::discover::{Environment, Explicit, Place, discover};
@@ -17,9 +17,9 @@ use train::{Device, Exit, Introduction, Joined};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Ranks as processes (mpirun, srun and torchrun say these by themselves)")]
 pub(crate) struct LaunchArgs {
-    /// Whose variables to believe
-    #[arg(long, value_enum, default_value_t = LauncherArg::Auto)]
-    launcher: LauncherArg,
+    /// Whose variables to believe: auto, torchrun, mpi, pmi, pmix, slurm or none
+    #[arg(long, value_name = "NAME", default_value = Choice::Auto.word())]
+    launcher: Choice,
     /// Number of this rank, from 0
     #[arg(long, value_name = "N")]
     rank: Option<usize>,
@@ -34,35 +34,15 @@ pub(crate) struct LaunchArgs {
     rendezvous: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum LauncherArg {
-    Auto,
-    Torchrun,
-    Mpi,
-    Pmi,
-    Pmix,
-    Slurm,
-    None,
-}
-
 impl LaunchArgs {
     /// This process's place. Errors: the launcher's variables are no job.
     pub(crate) fn place(&self) -> Result<Place, CliError> {
-        let launcher = match self.launcher {
-            LauncherArg::Auto => Choice::Auto,
-            LauncherArg::Torchrun => Choice::Torchrun,
-            LauncherArg::Mpi => Choice::Mpi,
-            LauncherArg::Pmi => Choice::Pmi,
-            LauncherArg::Pmix => Choice::Pmix,
-            LauncherArg::Slurm => Choice::Slurm,
-            LauncherArg::None => Choice::None,
-        };
         let explicit = Explicit {
             rank: self.rank,
             world_size: self.world_size,
             local_rank: self.local_rank,
             rendezvous: self.rendezvous.clone(),
-            launcher,
+            launcher: self.launcher,
             terminal: std::io::stdin().is_terminal(),
         };
         let pmix = || comm::pmix::ask().ok();

@@ -1,6 +1,7 @@
 //! The launchers that start ranks, and the variables in which each says who a process is.
 
 use crate::discover::{DiscoverError, Environment};
+use std::str::FromStr;
 
 /// What started the ranks, in the order in which they are asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +143,17 @@ impl Launcher {
             Self::Jsrun => "jsrun",
             Self::None => "no launcher",
         }
+    }
+}
+
+impl FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const ALL: [Choice; 7] =
+            [Choice::Auto, Choice::Torchrun, Choice::Mpi, Choice::Pmi, Choice::Pmix, Choice::Slurm, Choice::None];
+        let words = || ALL.map(Choice::word).join(", ");
+        ALL.into_iter().find(|choice| choice.word() == text).ok_or_else(|| format!("expected one of {}", words()))
     }
 }
 
