@@ -95,8 +95,6 @@ pub struct Library {
     pub(crate) functions: Functions,
     path: String,
     version: u32,
-    shrinks: bool,
-    revokes: bool,
     /// Never unloaded: NCCL has threads of its own, and graphs hold functions of it.
     _file: ManuallyDrop<libloading::Library>,
 }
@@ -154,13 +152,7 @@ impl Library {
                 all_gather: function(&file, &path, "ncclAllGather")?,
             }
         };
-        // 2.28.3 to 2.28.8 have faults in recovery.
-        let recovers = !(22_803..=22_808).contains(&found);
-        // SAFETY: only asked for, never called.
-        let has = |name| unsafe { function::<unsafe extern "C" fn()>(&file, &path, name) }.is_ok();
-        let shrinks = recovers && found >= 22_703 && has("ncclCommShrink");
-        let revokes = recovers && found >= 22_809 && has("ncclCommRevoke");
-        Ok(Self { functions, path, version: found, shrinks, revokes, _file: ManuallyDrop::new(file) })
+        Ok(Self { functions, path, version: found, _file: ManuallyDrop::new(file) })
     }
 
     /// As NCCL counts: 22809 is 2.28.9. Must be equal on all ranks.
@@ -171,16 +163,6 @@ impl Library {
     /// The name by which it was loaded.
     pub fn path(&self) -> &str {
         &self.path
-    }
-
-    /// Whether a world can go on without a lost rank by `ncclCommShrink`: 2.27.3 or newer, without known faults.
-    pub fn shrinks(&self) -> bool {
-        self.shrinks
-    }
-
-    /// Whether `ncclCommRevoke` is there: 2.28.9 or newer.
-    pub fn revokes(&self) -> bool {
-        self.revokes
     }
 
     /// The error of a call that returned `code`, with what NCCL said last.
