@@ -200,9 +200,7 @@ impl<E: Executor> Engine<E> {
         self.prepared = None;
         match self.odd_ranks()?.as_slice() {
             [] => Ok(()),
-            odd => Err(TrainError::Setting(format!(
-                "ranks {odd:?} do not hold what rank 0 broadcast: a fault of memory, of the network or of this program"
-            ))),
+            odd => Err(TrainError::Diverged { step: 0, ranks: odd.to_vec() }),
         }
     }
 

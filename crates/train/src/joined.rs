@@ -86,7 +86,12 @@ impl Joined {
         }
         if place.rank == 0 {
             // The meeting keeps its own folder private, but not the run's.
-            std::fs::create_dir_all(run_dir).map_err(|e| JoinError::own(IO, format!("{}: {e}", run_dir.display())))?;
+            std::fs::create_dir_all(run_dir).map_err(|e| {
+                JoinError::own(
+                    IO,
+                    format!("cannot create the run folder {}: {e}; give another with --run", run_dir.display()),
+                )
+            })?;
         }
         let mpi = over_mpi(&place, &environment)?.map(Rc::new);
         let (by, words) = meeting_place(&place, run_dir, &environment, mpi.as_ref())?;
