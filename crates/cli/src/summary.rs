@@ -39,7 +39,7 @@ fn ending(outcome: &Outcome, recipe: &Recipe) -> &'static str {
         Exit::Done => "done",
         Exit::Preempted => "stopped by USR1 or USR2, saved; the same command goes on",
         Exit::Interrupted => "stopped by INT, saved; the same command goes on",
-        Exit::Terminated => "stopped by TERM, saved; the same command goes on",
+        Exit::Terminated => "stopped by TERM; the same command goes on",
         _ => "ended early",
     }
 }
