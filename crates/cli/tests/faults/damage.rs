@@ -2,7 +2,7 @@
 
 use crate::job::set_up;
 use crate::launching::{Launch, World, signal, steps};
-use crate::table::{Dice, Tally, runs, turn};
+use crate::table::{Tally, dice, runs, turn};
 use serde_json::Value;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -57,7 +57,7 @@ fn three(folder: &Path) -> World {
 #[test]
 fn f17_a_flipped_bit_is_caught_at_the_next_comparison() {
     let _turn = turn();
-    let mut dice = Dice::new();
+    let mut dice = dice();
     let mut tally =
         Tally::new("F17", "a bit of a weight flips in the memory of a random rank of 3, compared every 5 steps");
     for _ in 0..runs(1, 50) {

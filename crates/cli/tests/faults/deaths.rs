@@ -3,7 +3,7 @@
 use crate::job::set_up;
 use crate::launching::{Launch, PATIENCE, World, ranks_of, signal, steps, until};
 use crate::program::retort_in;
-use crate::table::{Dice, Tally, runs, turn};
+use crate::table::{Dice, Tally, dice, runs, turn};
 use std::path::Path;
 use std::time::Instant;
 
@@ -61,8 +61,7 @@ fn one_dies(name: &str, code: i32, what: &str, (dice, tally): (&mut Dice, &mut T
 #[test]
 fn f01_a_killed_rank_is_named_and_all_end() {
     let _turn = turn();
-    let (mut dice, mut tally) =
-        (Dice::new(), Tally::new("F1", "kill -9 of a random rank of 3 at a random step; goes on"));
+    let (mut dice, mut tally) = (dice(), Tally::new("F1", "kill -9 of a random rank of 3 at a random step; goes on"));
     for _ in 0..runs(3, 200) {
         one_dies("KILL", 137, "died, killed by signal 9", (&mut dice, &mut tally));
     }
@@ -72,7 +71,7 @@ fn f01_a_killed_rank_is_named_and_all_end() {
 #[test]
 fn f04_fatal_signals_are_told_apart() {
     let _turn = turn();
-    let mut dice = Dice::new();
+    let mut dice = dice();
     for (name, code, how) in [("SEGV", 139, "signal 11 (SIGSEGV)"), ("ABRT", 134, "signal 6 (SIGABRT)")] {
         let mut tally = Tally::new("F4", &format!("{how} of a random rank of 3"));
         for _ in 0..runs(1, 10) {
@@ -114,7 +113,7 @@ fn all_gone(run: &Path) -> Instant {
 #[test]
 fn f05_no_rank_outlives_its_launcher() {
     let _turn = turn();
-    let mut dice = Dice::new();
+    let mut dice = dice();
     for launcher in ["mpirun.openmpi", "mpirun.mpich", "shell"] {
         let mut tally = Tally::new("F5", &format!("kill -9 of {launcher} with 2 ranks"));
         for _ in 0..runs(1, 100) {

@@ -3,7 +3,7 @@
 use crate::job::set_up;
 use crate::launching::Launch;
 use crate::program::{retort_in, small_fashion};
-use crate::table::{Dice, Tally, is_long, runs, turn};
+use crate::table::{Tally, dice, is_long, runs, turn};
 use serde_json::Value;
 use std::path::Path;
 
@@ -18,10 +18,8 @@ fn counts(run: &Path) -> (Value, Value) {
 #[test]
 fn f18_counts_are_equal_for_any_number_of_ranks() {
     let _turn = turn();
-    let (mut dice, mut tally) = (
-        Dice::new(),
-        Tally::new("F18", "one epoch on 1 to 997 images; 1 to 4 threads, 1 to 4 processes: counts equal"),
-    );
+    let (mut dice, mut tally) =
+        (dice(), Tally::new("F18", "one epoch on 1 to 997 images; 1 to 4 threads, 1 to 4 processes: counts equal"));
     let mut sizes = vec![];
     for _ in 0..runs(1, 30) {
         let folder = set_up();

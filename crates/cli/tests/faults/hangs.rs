@@ -4,7 +4,7 @@ use crate::deaths::goes_on;
 use crate::job::set_up;
 use crate::launching::{Launch, World, signal, until};
 use crate::program::small_fashion;
-use crate::table::{Dice, Tally, is_long, runs, turn};
+use crate::table::{Dice, Tally, dice, is_long, runs, turn};
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -102,7 +102,7 @@ fn one_stops(when: When, dice: &mut Dice, tally: &mut Tally) -> bool {
 #[test]
 fn f02_a_stopped_rank_is_named_with_its_phase() {
     let _turn = turn();
-    let mut dice = Dice::new();
+    let mut dice = dice();
     let cases = [
         (When::Step, "in a step", false),
         // These may be over by the time that the signal arrives.

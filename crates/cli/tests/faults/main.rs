@@ -6,7 +6,7 @@
 //! every fault goes to stderr, and to the file RETORT_FAULT_TABLE. `tests/faults.sh` sets all three.
 //!
 //! Not here, since nothing outside a process can make it happen: a rank that exits 0 early, panics or overflows its stack (tests
-//! of the watch, `crates/comm/tests/watch.rs`); noise and strangers at the meeting (`crates/comm/tests/meeting.rs`).
+//! of the watch, `crates/comm/tests/watch`); noise and strangers at the meeting (`crates/comm/tests/meeting.rs`).
 
 mod damage;
 mod deaths;

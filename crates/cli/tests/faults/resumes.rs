@@ -3,7 +3,7 @@
 use crate::job::{EPOCH, State, set_up};
 use crate::launching::{Launch, signal};
 use crate::program::retort_in;
-use crate::table::{Dice, Tally, runs, turn};
+use crate::table::{Tally, dice, runs, turn};
 use std::path::Path;
 
 /// What a run came to. What the watch tells of slow ranks depends on the machine.
@@ -27,7 +27,7 @@ pub(crate) fn whole(folder: &Path, size: usize, epochs: u64) -> State {
 #[test]
 fn f08_killed_and_gone_on_with_bits_are_equal() {
     let _turn = turn();
-    let mut dice = Dice::new();
+    let mut dice = dice();
     for size in [1, 2] {
         let folder = set_up();
         let expected = whole(folder.path(), size, 4);

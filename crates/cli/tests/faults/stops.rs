@@ -4,7 +4,7 @@ use crate::job::{EPOCH, set_up};
 use crate::launching::{Launch, World, ranks_of, signal, steps, until};
 use crate::program::retort_in;
 use crate::resumes::{assert_equal, whole};
-use crate::table::{Dice, Tally, runs, turn};
+use crate::table::{Dice, Tally, dice, runs, turn};
 use std::path::Path;
 use std::time::Instant;
 
@@ -66,7 +66,7 @@ fn stopped(folder: &Path, launcher: &str, (name, code): (&str, i32), (dice, tall
 }
 
 fn all_targets(fault: &'static str, signal: (&str, i32), gone_s: f64) {
-    let mut dice = Dice::new();
+    let mut dice = dice();
     let folder = set_up();
     let expected = whole(folder.path(), 2, EPOCHS);
     for (launcher, to) in TARGETS {

@@ -1,5 +1,6 @@
 //! How often, how soon, and what came of it: the rows of the table, the limits, the random choices.
 
+pub(crate) use crate::job::Dice;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -32,23 +33,8 @@ pub(crate) fn target(seconds: f64) -> Duration {
 }
 
 /// Random choices; the seed is printed, and taken from RETORT_FAULT_SEED.
-pub(crate) struct Dice(u64);
-
-impl Dice {
-    pub(crate) fn new() -> Dice {
-        let given = std::env::var("RETORT_FAULT_SEED").ok().and_then(|s| s.parse().ok());
-        let seed = given.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64);
-        eprintln!("RETORT_FAULT_SEED={seed}");
-        Dice(seed)
-    }
-
-    /// SplitMix64.
-    pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
+pub(crate) fn dice() -> Dice {
+    Dice::new("RETORT_FAULT_SEED")
 }
 
 /// A row of the table.

@@ -54,7 +54,7 @@ fn a_run_that_ended_early_goes_on_as_if_it_had_not() {
 
 /// Trains into `parts`, preempted at random moments; how often.
 fn preempted(folder: &Path) -> usize {
-    let mut dice = Dice::new();
+    let mut dice = Dice::new("RETORT_TEST_SEED");
     for times in 0.. {
         let mut job = Job::start(folder, &["--run", "parts"]);
         job.wait_for("device:");
@@ -107,7 +107,7 @@ fn twenty_kills_at_random_moments_change_no_bit() {
     let flags = ["--epochs", "5", "--set", "output.checkpoint_steps=2", "-q", "--run"];
     train(folder.path(), &[&flags[..], &["whole"]].concat());
     let whole = State::of(&folder.path().join("whole"));
-    let mut dice = Dice::new();
+    let mut dice = Dice::new("RETORT_TEST_SEED");
     let (mut kills, mut runs) = (0, 0);
     loop {
         let run = format!("killed{runs}");

@@ -132,14 +132,15 @@ impl State {
     }
 }
 
-/// Random moments; the seed is printed where a test fails, and taken from RETORT_TEST_SEED.
+/// Random moments; the seed is printed where a test fails.
 pub(crate) struct Dice(u64);
 
 impl Dice {
-    pub(crate) fn new() -> Dice {
-        let given = std::env::var("RETORT_TEST_SEED").ok().and_then(|s| s.parse().ok());
+    /// From the seed that the variable gives, if it gives one.
+    pub(crate) fn new(variable: &str) -> Dice {
+        let given = std::env::var(variable).ok().and_then(|s| s.parse().ok());
         let seed = given.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64);
-        eprintln!("RETORT_TEST_SEED={seed}");
+        eprintln!("{variable}={seed}");
         Dice(seed)
     }
 
