@@ -424,7 +424,7 @@ impl Watcher {
         }
     }
 
-    /// A rank whose launcher is gone has a short time to stop by TERM.
+    /// A rank whose launcher is gone has a short time to save and stop.
     fn check_parent(&mut self) {
         let Parent::Launched { ppid } = self.settings.parent else { return };
         if is_orphan(ppid) && self.orphan_since.get_or_insert_with(Instant::now).elapsed() > ORPHAN {
