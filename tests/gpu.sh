@@ -181,7 +181,7 @@ together() {
   rm -rf "$run"
   for rank in 0 1; do
     env RETORT_RANK=$rank RETORT_WORLD_SIZE=2 RETORT_LOCAL_RANK=$rank CUDA_VISIBLE_DEVICES=0 NCCL_HOSTID=job-$rank "$@" "$BIN/retort" train configs/quickstart.toml \
-      --device cuda:0 --seed 1 --max-steps 8 --micro-batch 16 -b 32 --run "$run" --resume never --quiet &
+      --device cuda:0 --seed 1 --max-steps "$STEPS" --micro-batch "$MICRO" -b $((2 * MICRO)) --run "$run" --resume never --quiet &
     pids+=($!)
   done
   for rank in 0 1; do wait "${pids[rank]}" || failed=1; done
@@ -189,17 +189,19 @@ together() {
 }
 
 alone() {
-  "$BIN/retort" train configs/quickstart.toml --device cuda:0 --seed 1 --max-steps 8 --micro-batch 16 -b 32 --run "$OUT/ranks/one" --resume never --quiet
+  "$BIN/retort" train configs/quickstart.toml --device cuda:0 --seed 1 --max-steps "$STEPS" --micro-batch "$MICRO" -b $((2 * MICRO)) \
+    --run "$OUT/ranks/one" --resume never --quiet
 }
 
-same_weights() { cmp "$OUT/ranks/$1/checkpoints/step-8/model.safetensors" "$OUT/ranks/$2/checkpoints/step-8/model.safetensors"; }
+same_weights() { cmp "$OUT/ranks/$1/checkpoints/step-$STEPS/model.safetensors" "$OUT/ranks/$2/checkpoints/step-$STEPS/model.safetensors"; }
 
 # Several ranks on one GPU, for correctness: sums of two ranks have one order, so the weights are those of one rank, bit for bit. By NCCL inside
 # captured graphs this is what others report to work; it is not supported by NCCL before 2.30, so its failure is a note.
 ranks() {
   local one_gpu=(NCCL_NET=Socket NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 NCCL_IB_DISABLE=1 NCCL_SOCKET_IFNAME=lo NCCL_MAX_CTAS=2 NCCL_MULTI_RANK_GPU_ENABLE=1)
   export -f together alone same_weights
-  export OUT BIN
+  export OUT BIN STEPS=8 MICRO=16
+  [[ ! $SHORT ]] || STEPS=3 MICRO=2
   rm -rf "$OUT/ranks" && mkdir -p "$OUT/ranks"
   step 60 "one rank" bash -c alone || return 0
   if step 90 "two ranks on one GPU, by the host" bash -c 'together host RETORT_SHARE_GPU=1'; then
