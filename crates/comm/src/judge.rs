@@ -12,7 +12,7 @@ use crate::verdict::{HANG, Kind, PEER_LOST, Verdict, ranges};
 use std::time::Duration;
 
 /// Members give rank 0 so much longer than it gives them, so that its verdict comes first.
-const GRACE: Duration = Duration::from_secs(2);
+const GRACE: Duration = Duration::from_millis(500);
 /// A rank that is this many heartbeats late may be stopped.
 const LATE: u32 = 3;
 /// A slow rank is told of once in so many steps.

@@ -1,4 +1,4 @@
-//! What a rank is doing: written by the trainer's thread, read by the watch thread at any time. Atomics only, no lock.
+//! What a rank is doing: written by the trainer's thread, read by the watch thread at any time. Atomics only.
 
 use crate::Op;
 use crate::recorder::{Begin, Entry, Recorder, pack, unpack};
@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::Notify;
 
 /// Steps over which ranks are compared.
 pub const WINDOW: usize = 20;
@@ -132,6 +133,8 @@ pub struct Progress {
     /// Nanoseconds: data, own, cpu.
     times: [[AtomicU64; 3]; WINDOW],
     beats: AtomicU64,
+    /// A slow phase began or ended. It holds a lock for the instants in which a waiter comes or goes.
+    turned: Notify,
     recorder: Recorder,
 }
 
@@ -163,6 +166,7 @@ impl Progress {
             timed: zero(),
             times: std::array::from_fn(|_| std::array::from_fn(|_| zero())),
             beats: zero(),
+            turned: Notify::new(),
             recorder: Recorder::new(),
         }
     }
@@ -175,13 +179,22 @@ impl Progress {
         self.origin.elapsed().as_micros() as u64
     }
 
-    /// A phase begins. Calling it again in a long phase shows that the rank is alive.
+    /// A phase begins. Calling it again in a long phase shows that the rank is alive. Where a slow phase begins or ends the watch tells
+    /// so at once; those of a step follow each other too fast for that.
     pub fn enter(&self, phase: Phase) {
         if phase.is_slow() {
             self.plain.store(false, Ordering::Relaxed);
         }
-        self.phase.store(phase as u64, Ordering::Relaxed);
+        let last = Phase::from_number(self.phase.swap(phase as u64, Ordering::Relaxed));
         self.moved();
+        if last != phase && (last.is_slow() || phase.is_slow()) {
+            self.turned.notify_one();
+        }
+    }
+
+    /// Until a slow phase begins or ends, or at once if one did since the last call.
+    pub(crate) async fn turned(&self) {
+        self.turned.notified().await;
     }
 
     /// A step of the run begins; `sample` is the index of the last sample given to the device.

@@ -1,7 +1,7 @@
 //! The watch over a run: one thread per rank that hears, tells and, on a verdict, ends the process.
 //!
 //! It reads the progress of its own rank (atomics only) and talks over the control connections: members to rank 0, rank 0 to
-//! all. No lock is shared with the trainer, and before a verdict no file is touched. Rank 0 judges; the others judge only
+//! all. Nothing that the trainer does can hold it, and before a verdict no file is touched. Rank 0 judges; the others judge only
 //! whether rank 0 is there. What happens after a verdict is in `leaving`.
 
 use crate::death::{self, Death};
@@ -304,6 +304,7 @@ impl Watcher {
     async fn run(mut self) {
         let mut beat = tokio::time::interval(self.settings.limits.heartbeat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let progress = self.progress.clone();
         let mut commands_open = true;
         let mut peers_open = true;
         loop {
@@ -317,6 +318,7 @@ impl Watcher {
                     Some((rank, message)) => self.hear(rank, message),
                     None => peers_open = false,
                 },
+                () = progress.turned() => self.beat(),
                 _ = beat.tick() => {
                     self.beat();
                     self.check_parent();

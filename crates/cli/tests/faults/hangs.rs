@@ -64,11 +64,9 @@ fn one_stops(when: When, dice: &mut Dice, tally: &mut Tally) -> bool {
     let folder = set_up();
     small_fashion(folder.path(), IMAGES);
     let (limit_s, settings) = limits();
-    // A report names the phase of the last heartbeat, and only a step lasts for many.
-    let often: &[&str] =
-        if when == When::Step { &[] } else { &["--set", "ranks.heartbeat_s=0.02", "--set", "eval.batch=1"] };
+    let longer: &[&str] = if when == When::Evaluation { &["--set", "eval.batch=1"] } else { &[] };
     let args = ["--epochs", "2000", "--global-batch", "24", "--set", "output.checkpoint_steps=25"];
-    let args = [&args[..], &settings, often].concat();
+    let args = [&args[..], &settings, longer].concat();
     let mut world = Launch { folder: folder.path(), run: "run", size: 3, args: &args }.start();
     let (victim, phases) = wait(when, &world, dice);
     let (begin, stopped) = (Instant::now(), world.processes[victim].id());
