@@ -5,8 +5,10 @@ use crate::job::set_up;
 use crate::launching::{Launch, World, signal, until};
 use crate::program::small_fashion;
 use crate::table::{Dice, Tally, dice, is_long, runs, turn};
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The limit of a hang in seconds, and the settings that make it so in every phase.
@@ -18,6 +20,9 @@ fn limits() -> (f64, [&'static str; 6]) {
         }
     }
 }
+
+/// Jobs of the long form that run beside each other: most of their time is the limit.
+const AT_ONCE: usize = 4;
 
 /// When a rank is stopped.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,7 +65,8 @@ fn longest_step_s(run: &Path) -> f64 {
     times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max)
 }
 
-fn one_stops(when: When, dice: &mut Dice, tally: &mut Tally) -> bool {
+fn one_stops(when: When, dice: &mut Dice, tally: &Mutex<Tally>) -> bool {
+    let tally = || tally.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = set_up();
     small_fashion(folder.path(), IMAGES);
     let (limit_s, settings) = limits();
@@ -76,23 +82,23 @@ fn one_stops(when: When, dice: &mut Dice, tally: &mut Tally) -> bool {
     let witness = usize::from(victim == 0);
     let (at, line) = world.processes[witness].says("retort: rank ");
     // What remains after the limit is compared with the target.
-    tally.detected(begin + limit, at);
+    tally().detected(begin + limit, at);
     let named = line.starts_with(&format!("retort: rank {victim} (")) && line.contains(" hung: ");
-    tally.named(named);
+    tally().named(named);
     for rank in (0..3).filter(|&rank| rank != victim) {
         let (code, last) = world.processes[rank].ends();
         assert_eq!(code, 77, "rank {rank}: {}", world.words());
-        tally.gone(begin + limit, last);
+        tally().gone(begin + limit, last);
     }
     let state = std::fs::read_to_string(format!("/proc/{stopped}/stat")).unwrap();
     assert!(state.contains(") T "), "it is still stopped: {state}");
     signal(stopped, "KILL");
     let codes = world.ends().0;
-    tally.ended(&codes);
+    tally().ended(&codes);
     goes_on(folder.path(), &args);
     let right = phases.iter().any(|phase| line.contains(&format!("phase {phase}")));
     if !right {
-        tally.note(line.split(", ").find(|part| part.starts_with("phase ")).unwrap_or("no phase").to_string());
+        tally().note(line.split(", ").find(|part| part.starts_with("phase ")).unwrap_or("no phase").to_string());
     }
     right
 }
@@ -108,7 +114,7 @@ fn f02_a_stopped_rank_is_named_with_its_phase() {
         (When::Checkpoint, "as it begins a checkpoint", true),
     ];
     for (when, how, may_miss) in cases {
-        let mut tally = Tally::new(
+        let tally = Tally::new(
             "F2",
             &format!(
                 "SIGSTOP of a rank of 3 {how}; times after the limit of {} s or 12.5 × the longest step",
@@ -116,7 +122,16 @@ fn f02_a_stopped_rank_is_named_with_its_phase() {
             ),
         );
         let n = runs(1, 50);
-        let right = (0..n).filter(|_| one_stops(when, &mut dice, &mut tally)).count();
+        let tally = Mutex::new(tally);
+        let some = |first: usize, mut dice: Dice| {
+            (first..n).step_by(AT_ONCE).filter(|_| one_stops(when, &mut dice, &tally)).count()
+        };
+        let right: usize = std::thread::scope(|scope| {
+            let all: Vec<_> =
+                (0..AT_ONCE).map(|k| (k, dice.fork())).map(|(k, dice)| scope.spawn(move || some(k, dice))).collect();
+            all.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).sum()
+        });
+        let mut tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
         tally.note(format!("phase named in {right} of {n}"));
         assert!(right == n || may_miss, "{how}: the phase was named in {right} of {n}");
         tally.end(2.0, 5.0);
