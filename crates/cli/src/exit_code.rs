@@ -22,7 +22,7 @@ pub(crate) fn of(error: &CliError) -> Exit {
             TrainError::Checkpoint(CheckpointError::NoSpace { .. }) => Exit::Preflight,
             TrainError::Checkpoint(_) | TrainError::FinalSave(..) | TrainError::Io { .. } => Exit::CheckpointIo,
             TrainError::Comm(_) => Exit::PeerLost,
-            TrainError::Device(_) => Exit::Preflight,
+            TrainError::Device(_) | TrainError::NoProgress { .. } => Exit::Preflight,
             TrainError::Cuda(e) if e.is_peer() => Exit::PeerLost,
             TrainError::Cuda(e) if e.is_absence() => Exit::Preflight,
             TrainError::Cpu(_) | TrainError::Cuda(_) => Exit::Device,

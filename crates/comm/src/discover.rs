@@ -53,8 +53,8 @@ pub struct Place {
     pub unused: Vec<String>,
     /// `--rendezvous` or `RETORT_RENDEZVOUS`: host:port, or a file.
     pub rendezvous: Option<String>,
-    /// `MASTER_ADDR` and `MASTER_PORT`, for information.
-    pub master: Option<(String, u16)>,
+    /// `MASTER_ADDR`: where rank 0 is, as torchrun and others say it. `MASTER_PORT` beside it belongs to torchrun's own store.
+    pub master: Option<String>,
     /// First host of SLURM's node list.
     pub first_host: Option<String>,
 }
@@ -175,7 +175,6 @@ pub fn discover(
     }
     check(&winner)?;
     let rendezvous = rendezvous(env, explicit)?;
-    let port = env.get("MASTER_PORT").and_then(|port| port.parse().ok());
     Ok(Place {
         rank: winner.rank,
         world_size: winner.size.unwrap_or(1),
@@ -185,7 +184,7 @@ pub fn discover(
         job: job(env, winner.launcher, rendezvous.as_deref()),
         unused: unused(&sources, &winner),
         rendezvous,
-        master: env.get("MASTER_ADDR").map(str::to_owned).zip(port),
+        master: env.get("MASTER_ADDR").filter(|address| !address.is_empty()).map(str::to_owned),
         first_host: first_host(env, &sources, &winner),
     })
 }
@@ -415,6 +414,14 @@ impl Place {
             unused => format!(" ({}, not used)", unused.join(", ")),
         };
         format!("ranks: {}{hosts}, {from}{unused}", self.world_size)
+    }
+
+    /// The host of rank 0 as far as the environment tells, and whose word that is: the first of SLURM's node list, or `MASTER_ADDR`;
+    /// under torchrun the latter first.
+    pub fn first(&self) -> Option<(&str, &'static str)> {
+        let listed = self.first_host.as_deref().map(|host| (host, "the first host of the node list"));
+        let master = self.master.as_deref().map(|host| (host, "MASTER_ADDR"));
+        if self.launcher == Launcher::Torchrun { master.or(listed) } else { listed.or(master) }
     }
 
     /// Whether the launcher is a parent that ends its ranks, so that a rank should end with it.

@@ -3,7 +3,7 @@
 use crate::auth::{Gate, Role, Secret};
 use crate::hosting::{Verdict, blocking};
 use crate::invitation::Invitation;
-use crate::meeting::{Links, MeetingError, MeetingLimits, Met, UNREACHABLE};
+use crate::meeting::{Links, MeetingError, MeetingLimits, Met, UNREACHABLE, with_port};
 use crate::member::Member;
 use crate::roll::Stop;
 use crate::sockets::Sockets;
@@ -24,6 +24,12 @@ const TROUBLE_CHARS: usize = 4096;
 pub(crate) enum Find {
     File(PathBuf),
     Known(String, Secret),
+    /// One of these ports.
+    Ports {
+        host: String,
+        ports: Vec<u16>,
+        secret: Secret,
+    },
     Fixed(Invitation),
 }
 
@@ -32,14 +38,36 @@ impl Find {
         match self {
             Self::File(path) => Invitation::read(path).map_err(|why| format!("invitation {}: {why}", path.display())),
             Self::Known(address, secret) => {
-                let found = timeout(limits.handshake, lookup_host(address)).await;
-                let found = found.map_err(|_| format!("{address}: the name was not looked up in time"))?;
-                let addresses = found.map_err(|e| format!("{address}: {e}"))?.collect();
-                Ok(Invitation { addresses, secret: secret.clone() })
+                Ok(Invitation { addresses: look_up(address, limits).await?, secret: secret.clone() })
+            }
+            Self::Ports { host, ports, secret } => {
+                let hosts = look_up(&with_port(host, 0), limits).await?;
+                let on = |&port: &u16| hosts.iter().map(move |host| SocketAddr::new(host.ip(), port));
+                Ok(Invitation { addresses: ports.iter().flat_map(on).collect(), secret: secret.clone() })
             }
             Self::Fixed(invitation) => Ok(invitation.clone()),
         }
     }
+}
+
+async fn look_up(address: &str, limits: &MeetingLimits) -> Result<Vec<SocketAddr>, String> {
+    let found = timeout(limits.handshake, lookup_host(address)).await;
+    let found = found.map_err(|_| format!("{address}: the name was not looked up in time"))?;
+    Ok(found.map_err(|e| format!("{address}: {e}"))?.collect())
+}
+
+/// Why no address led to rank 0; equal reasons are one.
+fn told(reasons: &[(SocketAddr, String)]) -> String {
+    let mut told: Vec<String> = Vec::new();
+    for (k, (address, why)) in reasons.iter().enumerate() {
+        if reasons[..k].iter().any(|(_, earlier)| earlier == why) {
+            continue;
+        }
+        let more = reasons[k + 1..].iter().filter(|(_, later)| later == why).count();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        told.push(format!("{address}{more}: {why}"));
+    }
+    told.join("; ")
 }
 
 /// One rank that looks for rank 0.
@@ -107,11 +135,11 @@ impl Seeker<'_> {
                     for address in addresses {
                         match timeout_at(self.deadline, self.control(&gate, address, &own)).await {
                             Ok(Ok(control)) => return Ok(Found { gate, address, control }),
-                            Ok(Err(why)) => reasons.push(format!("{address}: {why}")),
-                            Err(_) => reasons.push(format!("{address}: no answer yet")),
+                            Ok(Err(why)) => reasons.push((address, why)),
+                            Err(_) => reasons.push((address, "no answer yet".to_owned())),
                         }
                     }
-                    reasons.join("; ")
+                    told(&reasons)
                 }
             };
             let now = Instant::now();
@@ -122,7 +150,11 @@ impl Seeker<'_> {
             sleep_until((now + pause).min(self.deadline)).await;
             if Instant::now() >= self.deadline {
                 let text = format!("rank {} did not find rank 0 in {:?}: {why}", self.rank, self.limits.rendezvous);
-                return Err(MeetingError::own(UNREACHABLE, text));
+                // What keeps this rank from starting matters more than that nobody heard it.
+                return Err(match own.trouble.take() {
+                    Some((code, trouble)) => MeetingError::own(code, format!("{trouble}; besides, {text}")),
+                    None => MeetingError::own(UNREACHABLE, text),
+                });
             }
             pause = (pause * 3 / 2).min(LONGEST_PAUSE);
         }

@@ -24,9 +24,19 @@ pub enum By {
     File(PathBuf),
     /// `host:port` that everybody knows, and a secret.
     Known { address: String, secret: Secret },
+    /// A host that everybody knows, one of the [`ports_of_job`] there, and a secret. Rank 0 takes the first port that is free; the
+    /// others try all of them, and the proof tells whether they found it or another job, or a stranger.
+    Ports { host: String, ports: Vec<u16>, secret: Secret },
     /// Something else carries the invitation. Called once on each rank, with rank 0's bytes there and `None` elsewhere; returns
     /// those bytes on every rank. Empty bytes say that rank 0 cannot listen.
     Carried(Box<Carry>),
+}
+
+/// Ports on which a job may meet if nobody gave one: 16 of 16384 to 32383, below those that systems give to connections.
+pub fn ports_of_job(job: &str) -> Vec<u16> {
+    let hash = blake3::derive_key("retort: ports of a job", job.as_bytes());
+    let first = 16_384 + u16::from_le_bytes([hash[0], hash[1]]) % 1_000 * JOB_PORTS;
+    (first..first + JOB_PORTS).collect()
 }
 
 /// See [`By::Carried`].
@@ -84,6 +94,8 @@ pub struct MeetingError {
     text: String,
     said: bool,
 }
+
+const JOB_PORTS: u16 = 16;
 
 pub(crate) const USAGE: u8 = 64;
 pub(crate) const UNREACHABLE: u8 = 69;
@@ -146,6 +158,7 @@ pub fn meet(own: Member, job: &str, by: By, limits: &MeetingLimits) -> Result<Me
             let find = match by {
                 By::File(path) => Find::File(path),
                 By::Known { address, secret } => Find::Known(address, secret),
+                By::Ports { host, ports, secret } => Find::Ports { host, ports, secret },
                 By::Carried(carry) => Find::Fixed(carried(carry)?),
             };
             runtime.block_on(joining::join(own, job, find, limits))
@@ -193,9 +206,8 @@ pub(crate) struct Open {
 impl Open {
     fn new(job: &str, by: By, limits: &MeetingLimits) -> Result<Self, MeetingError> {
         let unreachable = |text: String| MeetingError::own(UNREACHABLE, text);
-        let known = if let By::Known { address, .. } = &by { Some(address.as_str()) } else { None };
         let random = |e| unreachable(format!("no random numbers for a secret: {e}"));
-        let ready = listen(limits, known).and_then(|l| Ok((l, Secret::random().map_err(random)?)));
+        let ready = listen(limits, &by).and_then(|l| Ok((l, Secret::random().map_err(random)?)));
         let (listeners, secret, by) = match (ready, by) {
             (Ok((listeners, secret)), by) => (listeners, secret, by),
             (Err(error), By::Carried(carry)) => {
@@ -211,6 +223,10 @@ impl Open {
         let mut posted = None;
         let secret = match by {
             By::Known { secret, .. } => secret,
+            By::Ports { host, ports, secret } => {
+                place += &format!("; the others look on {host}, {}", name_ports(&ports));
+                secret
+            }
             By::File(path) => {
                 place += &format!("; invitation in {}", path.display());
                 let written = Posted::new(&path, &Invitation { addresses, secret: secret.clone() });
@@ -229,34 +245,65 @@ impl Open {
     }
 }
 
-/// Listeners on a free port of each address of the right interfaces, or on the port that is known.
-fn listen(limits: &MeetingLimits, known: Option<&str>) -> Result<Vec<TcpListener>, MeetingError> {
+/// `ports 17000-17015`.
+fn name_ports(ports: &[u16]) -> String {
+    match ports {
+        [first, .., last] => format!("ports {first}-{last}"),
+        _ => format!("port {}", ports.first().copied().unwrap_or_default()),
+    }
+}
+
+/// Listeners on each address of the right interfaces: on any free port, on the one that is known, or on the first of several on
+/// which nobody listens.
+fn listen(limits: &MeetingLimits, by: &By) -> Result<Vec<TcpListener>, MeetingError> {
     let unreachable = |text: String| MeetingError::own(UNREACHABLE, text);
     let all = interface::all().map_err(|e| unreachable(format!("cannot list the network interfaces: {e}")))?;
     let addresses = interface::choose(&all, limits.interface.as_deref());
     let mut addresses = addresses.map_err(|text| MeetingError::own(PREFLIGHT, text))?;
-    let port = known.and_then(port).unwrap_or(0);
+    let (known, ports, remedy) = match by {
+        By::Known { address, .. } => (Some(address.clone()), vec![port(address).unwrap_or(0)], "choose another port"),
+        By::Ports { host, ports, .. } => {
+            (Some(with_port(host, 0)), ports.clone(), "give one that is free by --rendezvous")
+        }
+        By::File(_) | By::Carried(_) => (None, vec![0], ""),
+    };
     if let (Some(known), None) = (known, &limits.interface) {
         // Some systems map their own name to 127.0.1.1; then the ranks beside this one look there.
         let named = known.to_socket_addrs().into_iter().flatten().map(|a| a.ip());
         let loopback: Vec<IpAddr> = named.filter(|a| a.is_loopback() && !addresses.contains(a)).collect();
         addresses.extend(loopback);
     }
+    let mut taken = String::new();
+    for &port in &ports {
+        match bind(&addresses, port).map_err(unreachable)? {
+            Ok(listeners) => return Ok(listeners),
+            Err(error) => taken = error,
+        }
+    }
+    let more = if ports.len() > 1 { format!(" nor on any of {}", name_ports(&ports)) } else { String::new() };
+    Err(unreachable(format!("rank 0 cannot listen on {taken}{more}; {remedy}")))
+}
+
+/// `host:port`, for an address of IPv6 in brackets.
+pub(crate) fn with_port(host: &str, port: u16) -> String {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// Listeners on this port, or at which address somebody else has it. Errors: no address can be listened on at all.
+fn bind(addresses: &[IpAddr], port: u16) -> Result<Result<Vec<TcpListener>, String>, String> {
     let mut listeners = Vec::new();
     let mut failed = Vec::new();
-    for address in addresses {
+    for &address in addresses {
         match TcpListener::bind((address, port)) {
             Ok(listener) => listeners.push(listener),
             Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
-                let text =
-                    format!("rank 0 cannot listen on {}: {e}; choose another port", SocketAddr::new(address, port));
-                return Err(unreachable(text));
+                return Ok(Err(format!("{}: {e}", SocketAddr::new(address, port))));
             }
             Err(e) => failed.push(format!("{address}: {e}")),
         }
     }
     if listeners.is_empty() {
-        return Err(unreachable(format!("rank 0 cannot listen on any address: {}", failed.join(", "))));
+        return Err(format!("rank 0 cannot listen on any address: {}", failed.join(", ")));
     }
-    Ok(listeners)
+    Ok(Ok(listeners))
 }

@@ -310,12 +310,23 @@ fn jobs_have_names() {
     let torchrun = "RANK=0 WORLD_SIZE=2 MASTER_ADDR=gpu01 MASTER_PORT=29500 ";
     assert_eq!(job(&(torchrun.to_owned() + "TORCHELASTIC_RUN_ID=none")), "gpu01:29500");
     assert_eq!(job(&(torchrun.to_owned() + "TORCHELASTIC_RUN_ID=a/../b")), "a_.._b");
-    assert_eq!(find(torchrun).unwrap().master, Some(("gpu01".to_owned(), 29500)));
     assert_eq!(job("PMI_RANK=0 PMI_SIZE=2 PMI_JOBID=44 SLURM_JOB_ID=4"), "44");
     assert_eq!(job("PMI_RANK=0 PMI_SIZE=2 SLURM_JOB_ID=4"), "4");
     assert_eq!(job("FLUX_TASK_RANK=0 FLUX_JOB_SIZE=2 FLUX_JOB_ID=f3"), "f3");
     assert_eq!(job("JSM_NAMESPACE_RANK=0 JSM_NAMESPACE_SIZE=2 LSB_JOBID=5"), "5");
     assert_eq!(job("RETORT_RANK=0 RETORT_WORLD_SIZE=2 RETORT_RENDEZVOUS=h:1 SLURM_JOB_ID=4"), "h:1");
+}
+
+#[test]
+fn the_host_of_rank_0_is_the_first_of_the_list_or_the_master() {
+    let first = |text: &str| find(text).unwrap().first().map(|(host, whose)| (host.to_owned(), whose));
+    let (list, master) = ("the first host of the node list", "MASTER_ADDR");
+    assert_eq!(first(SRUN), Some(("gpu02".to_owned(), list)));
+    assert_eq!(first(&(SRUN.to_owned() + "MASTER_ADDR=gpu09")), Some(("gpu02".to_owned(), list)));
+    let torchrun = SRUN.to_owned() + "RANK=0 WORLD_SIZE=2 MASTER_ADDR=gpu09 MASTER_PORT=29500";
+    assert_eq!(first(&torchrun), Some(("gpu09".to_owned(), master)));
+    assert_eq!(first("RETORT_RANK=0 RETORT_WORLD_SIZE=2 MASTER_ADDR=gpu09"), Some(("gpu09".to_owned(), master)));
+    assert_eq!(first("RETORT_RANK=0 RETORT_WORLD_SIZE=2 MASTER_ADDR="), None);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Ranks that find each other over the loopback, each in a thread: the three ways to meet, refusals, and strangers.
 
-use comm::meeting::{By, Links, MeetingError, MeetingLimits, Met, meet};
+use comm::meeting::{By, Links, MeetingError, MeetingLimits, Met, meet, ports_of_job};
 use comm::member::Member;
 use comm::{Communicator, Invitation, Secret};
 use std::io::{Read, Write};
@@ -120,6 +120,76 @@ fn by_file_by_address_and_carried() {
     let any = MeetingLimits { interface: None, ..limits() };
     use_all(all_meet(members(2), &any, || board.by()), 2);
     use_all(all_meet(members(1), &any, || By::File("/nowhere/at/all".into())), 1);
+}
+
+/// Ports of a job that are all free, with listeners on them.
+fn ports() -> (Vec<u16>, Vec<TcpListener>) {
+    let job = |n: u32| ports_of_job(&format!("{}.{n}", std::process::id()));
+    let listen = |&port: &u16| TcpListener::bind(("127.0.0.1", port)).ok();
+    let listeners = |ports: &[u16]| ports.iter().map(listen).collect::<Option<Vec<_>>>();
+    (0..).map(job).find_map(|ports| Some((ports.clone(), listeners(&ports)?))).expect("some job's ports are free")
+}
+
+#[test]
+fn ports_of_a_job_are_few_and_its_own() {
+    let ports = ports_of_job("77.2");
+    assert_eq!((ports.len(), &ports), (16, &ports_of_job("77.2")));
+    assert!(
+        ports.is_sorted() && ports[0] >= 16_384 && ports[15] < 32_768 && ports != ports_of_job("77.3"),
+        "{ports:?}"
+    );
+}
+
+#[test]
+fn by_ports_of_the_job_beside_strangers_and_another_job() {
+    let (ports, mut taken) = ports();
+    // The third port is free again, and all after it. The first two are a stranger who says nothing, and one who says too much.
+    taken.truncate(2);
+    let noise = taken.pop().unwrap();
+    let limits = MeetingLimits { handshake: Duration::from_secs(1), ..limits() };
+    let by = |byte| By::Ports { host: "127.0.0.1".into(), ports: ports.clone(), secret: secret(byte) };
+    thread::scope(|s| {
+        s.spawn(|| {
+            // Until the test says that it is over.
+            while let Ok((mut stranger, _)) = noise.accept() {
+                let mut byte = [0];
+                if stranger.read(&mut byte).unwrap_or(0) > 0 && byte == [b'.'] {
+                    return;
+                }
+                let _ = stranger.write_all(&[255; 300]);
+            }
+        });
+        let jobs = [1, 2].map(|byte| {
+            s.spawn({
+                let (by, limits) = (&by, &limits);
+                move || use_all(all_meet(members(3), limits, || by(byte)), 3)
+            })
+        });
+        let met = jobs.map(|job| job.join());
+        TcpStream::connect(("127.0.0.1", ports[1])).unwrap().write_all(b".").unwrap();
+        assert!(met.iter().all(|job| job.is_ok()), "both jobs meet");
+    });
+    drop(taken);
+}
+
+#[test]
+fn ports_that_are_all_taken_are_told() {
+    let (ports, _taken) = ports();
+    let by = |ports: &[u16]| By::Ports { host: "127.0.0.1".into(), ports: ports.to_vec(), secret: secret(1) };
+    let error = meet(member(0, 2), "job", by(&ports), &limits()).err().unwrap();
+    let (last, text) = (ports[15], error.to_string());
+    assert_eq!(error.code(), 69);
+    assert!(text.starts_with(&format!("rank 0 cannot listen on 127.0.0.1:{last}: ")), "{text}");
+    assert!(text.contains(&format!(" nor on any of ports {}-{last}; give one", ports[0])), "{text}");
+    // A rank that finds nobody there says it once for all of them, and first of all its own trouble.
+    drop(_taken);
+    let short = MeetingLimits { rendezvous: Duration::from_millis(300), ..limits() };
+    let lonely = Member { trouble: Some((65, "no data".into())), ..member(1, 2) };
+    let error = meet(lonely, "job", by(&ports), &short).err().unwrap();
+    let text = error.to_string();
+    assert_eq!((error.code(), error.said()), (65, false));
+    assert!(text.starts_with("no data; besides, rank 1 did not find rank 0 in 300ms: 127.0.0.1:"), "{text}");
+    assert!(text.contains(&format!("{} and 15 more: Connection refused", ports[0])), "{text}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! turn. So the order is fixed, memory is bounded, and nothing is shared but the loader.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,13 @@ pub struct Prefetch {
     micros: Arc<[Micro]>,
     next: usize,
     waited: Duration,
+    late: Option<Late>,
+}
+
+/// Told of a micro-batch that lets the reader wait.
+struct Late {
+    every: Duration,
+    tell: Box<dyn FnMut(&Micro, Duration) + Send>,
 }
 
 impl Prefetch {
@@ -53,7 +60,12 @@ impl Prefetch {
             );
             lanes.push(receiver);
         }
-        Ok(Prefetch { lanes, threads, micros, next: 0, waited: Duration::ZERO })
+        Ok(Prefetch { lanes, threads, micros, next: 0, waited: Duration::ZERO, late: None })
+    }
+
+    /// Has `tell` called on the reader's thread whenever it has waited for one micro-batch for another `every`, with the wait so far.
+    pub fn when_late(self, every: Duration, tell: impl FnMut(&Micro, Duration) + Send + 'static) -> Prefetch {
+        Prefetch { late: Some(Late { every, tell: Box::new(tell) }), ..self }
     }
 
     /// Time spent waiting for batches so far: what the input costs the step.
@@ -68,7 +80,17 @@ impl Iterator for Prefetch {
     fn next(&mut self) -> Option<Self::Item> {
         let micro = self.micros.get(self.next)?;
         let start = Instant::now();
-        let batch = self.lanes[self.next % self.lanes.len()].recv();
+        let lane = &self.lanes[self.next % self.lanes.len()];
+        let batch = match &mut self.late {
+            None => lane.recv().ok(),
+            Some(Late { every, tell }) => (1..).find_map(|times| match lane.recv_timeout(*every) {
+                Err(RecvTimeoutError::Timeout) => {
+                    tell(micro, *every * times);
+                    None
+                }
+                received => Some(received.ok()),
+            })?,
+        };
         self.waited += start.elapsed();
         self.next += 1;
         Some(batch.unwrap_or(Err(DataError::Worker(micro.number))))

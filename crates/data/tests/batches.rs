@@ -3,13 +3,15 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use common::{Memory, epoch, error, key, labels, spec};
 use data::{
-    Augment, Batch, BatchSpec, CellRule, Dataset, Deal, DrawData, DrawKind, DrawSpec, EpochKey, LastBatch, Loader,
-    Micro, OnBad, PairRule, Prefetch, Purpose, Sampler,
+    Augment, Batch, BatchSpec, CellRule, DataError, Dataset, Deal, DrawData, DrawKind, DrawSpec, EpochKey, LastBatch,
+    Loader, Meta, Micro, OnBad, PairRule, Prefetch, Purpose, RawImage, Sampler,
 };
 
 const PAIRS: Sampler = Sampler::Pairs { rule: PairRule::WithSelf, partners: 1 };
@@ -322,6 +324,51 @@ fn prefetching_delivers_errors_in_order_and_ends_when_dropped() {
     // Workers are still waiting to send; dropping must release and join them.
     drop(threads);
     assert_eq!((Arc::strong_count(&loader), Arc::strong_count(&order)), (1, 1));
+}
+
+/// A set whose second image is read once somebody opens the gate.
+struct Gated {
+    set: Memory,
+    gate: Mutex<Receiver<()>>,
+}
+
+impl Dataset for Gated {
+    fn meta(&self) -> &Meta {
+        self.set.meta()
+    }
+    fn read(&self, index: usize, image: &mut RawImage) -> Result<(), DataError> {
+        if index == 1 {
+            self.gate.lock().unwrap().recv().expect("the test opens the gate");
+        }
+        self.set.read(index, image)
+    }
+    fn place(&self, index: usize) -> String {
+        self.set.place(index)
+    }
+}
+
+/// The reader is told of the wait again and again; what it is told here opens the gate, so nothing but the wait ends it.
+#[test]
+fn the_reader_is_told_of_a_batch_that_does_not_come() {
+    let set = Memory::new(&labels(), 1, [2, 2]);
+    let order = Arc::new(epoch(&set, Sampler::Sequential, 0));
+    let (open, gate) = channel();
+    let loader = Arc::new(Loader::new(Arc::new(Gated { set, gate: Mutex::new(gate) }), spec(Augment::None)).unwrap());
+    let (told, tells) = channel();
+    let every = Duration::from_millis(1);
+    let micros: Vec<Micro> = (0..3).map(|n| micro(n, n, 1)).collect();
+    let mut threads = Prefetch::new(loader, order, micros, 1, 1).unwrap().when_late(every, move |micro, waited| {
+        if micro.number == 1 {
+            told.send(waited).unwrap();
+            if waited == 3 * every {
+                open.send(()).unwrap();
+            }
+        }
+    });
+    assert!(threads.all(|batch| batch.is_ok()));
+    let tells: Vec<Duration> = tells.try_iter().collect();
+    assert_eq!(tells[..3], [every, 2 * every, 3 * every]);
+    assert!(threads.waited() >= 3 * every);
 }
 
 /// An epoch beyond its end makes a worker panic: the reader gets an error, not a hang.

@@ -23,6 +23,12 @@ pub enum TrainError {
     Checkpoint(#[from] CheckpointError),
     #[error("the final checkpoint could not be written: {0}; the newest good one is {1}")]
     FinalSave(String, String),
+    #[error(
+        "{starts} starts in a row from step {step} ended without progress, so this one does not begin; look for the cause in {0}/logs \
+         (verdict.json, exit-*.json), then delete {1} to go on; where the runs are cut short, save more often by output.checkpoint_steps",
+        run_dir.display(), note.display()
+    )]
+    NoProgress { step: u64, starts: u32, run_dir: PathBuf, note: PathBuf },
     #[error(transparent)]
     Comm(#[from] comm::CommError),
     #[error("{}", diverged(*step, ranks))]
@@ -48,10 +54,10 @@ pub enum TrainError {
 }
 
 impl TrainError {
-    /// Whether every rank of a run meets it at the same place of the loop.
+    /// Whether it ends all ranks with one code: each meets it at the same place of the loop, or rank 0 decides it for all.
     pub fn is_everyones(&self) -> bool {
         use TrainError::*;
-        matches!(self, Diverged { .. } | NonFinite { .. } | TooManyBad { .. })
+        matches!(self, Diverged { .. } | NonFinite { .. } | TooManyBad { .. } | NoProgress { .. })
     }
 
     /// The one rank whose fault it is, where that is known.

@@ -3,7 +3,7 @@
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::executor::Executor;
-use crate::feed::Set;
+use crate::feed::{Rank, Set, warned_of_stalls};
 use crate::inputs::eval_inputs;
 use data::{Deal, Epoch, EpochKey, LastBatch, Prefetch, Sampler};
 use std::sync::Arc;
@@ -48,7 +48,8 @@ pub(crate) fn evaluate<E: Executor>(
     let others = engine.other_heads();
     // Per class: correct, images. Then top-5, the loss, and correct ones of other heads. Counts are exact in f64.
     let mut sums = vec![0.0f64; 2 * classes + 2 + others.len()];
-    for batch in Prefetch::new(set.loader.clone(), epoch, micros, workers, 2)? {
+    let micros = Prefetch::new(set.loader.clone(), epoch, micros, workers, 2)?;
+    for batch in warned_of_stalls(micros, Rank { rank, world }, "the evaluation".to_string()) {
         let batch = batch?;
         let values = engine.evaluate(&eval_inputs(&batch)?)?;
         sums[2 * classes] += values.top5 as f64;

@@ -85,6 +85,23 @@ pub(crate) struct StepBatches {
     pub bad: Vec<data::BadSample>,
 }
 
+/// Waiting for data for longer than this is a stall.
+const DATA_STALL: Duration = Duration::from_secs(30);
+
+/// Has this rank's log say when it waits for one of these micro-batches. The watch counts the wait as lack of progress.
+pub(crate) fn warned_of_stalls(micros: Prefetch, rank: Rank, what: String) -> Prefetch {
+    micros.when_late(DATA_STALL, move |micro, waited| tracing::warn!("{}", stalled(rank, micro.number, &what, waited)))
+}
+
+fn stalled(Rank { rank, world }: Rank, micro: u32, what: &str, waited: Duration) -> String {
+    let end = if world > 1 { "; all ranks wait for it, and ranks.hang_s ends the run with 77" } else { "" };
+    format!(
+        "rank {rank} waits for data since {} s: micro-batch {micro} of {what} is not read yet; look whether the disk is slow or \
+         stuck, or use more data.workers{end}",
+        waited.as_secs()
+    )
+}
+
 /// Training batches, in the order of the run.
 pub(crate) struct Feed {
     pub deal: Deal,
@@ -95,6 +112,8 @@ pub(crate) struct Feed {
     stage: u8,
     rank: Rank,
     workers: usize,
+    /// Where the images lie, for messages.
+    folder: String,
     /// The epoch being read, its number, and the batches of this rank.
     epoch: Option<(usize, Arc<Epoch>, Prefetch)>,
     /// The epoch before: the previous batch of its first step lies there.
@@ -110,7 +129,8 @@ impl Feed {
         let micro = micro_batch(recipe, rank.world);
         let deal = Deal::new(units, t.global_batch.min(units.next_multiple_of(micro)), micro, last)?;
         let (seed, workers, spec) = (t.seed, recipe.data.workers, spec.clone());
-        Ok(Feed { deal, units, set, spec, seed, stage, rank, workers, epoch: None, last: None })
+        let folder = recipe.data.folder.display().to_string();
+        Ok(Feed { deal, units, set, spec, seed, stage, rank, workers, folder, epoch: None, last: None })
     }
 
     /// Sizes of micro-batches that occur in the run, per role: the full one first.
@@ -192,7 +212,8 @@ impl Feed {
         let micros =
             (step..self.deal.steps()).flat_map(|s| self.deal.deal(s, self.rank.rank, self.rank.world)).collect();
         let prefetch = Prefetch::new(self.set.loader.clone(), order.clone(), micros, self.workers, 2)?;
-        self.epoch = Some((epoch, order, prefetch));
+        let what = format!("epoch {} from {}", epoch + 1, self.folder);
+        self.epoch = Some((epoch, order, warned_of_stalls(prefetch, self.rank, what)));
         Ok(())
     }
 
@@ -232,4 +253,17 @@ impl Feed {
 /// Units of a micro-batch: the recipe's, else the rank's share.
 pub(crate) fn micro_batch(recipe: &Recipe, world: usize) -> usize {
     recipe.train.micro_batch.unwrap_or(recipe.train.global_batch / world.max(1)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_is_told_with_rank_time_and_place() {
+        let text = stalled(Rank { rank: 3, world: 8 }, 41, "epoch 2 from /data/set", DATA_STALL);
+        assert!(text.starts_with("rank 3 waits for data since 30 s: micro-batch 41 of epoch 2 from /data/set is not"));
+        assert!(text.ends_with("ranks.hang_s ends the run with 77"), "{text}");
+        assert!(stalled(Rank { rank: 0, world: 1 }, 0, "x", 3 * DATA_STALL).ends_with("data.workers"));
+    }
 }

@@ -4,7 +4,7 @@ use crate::device::{Device, cores};
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use comm::discover::{Environment, Place};
-use comm::meeting::{By, MeetingLimits, Met, meet};
+use comm::meeting::{By, MeetingLimits, Met, meet, ports_of_job};
 use comm::member::Member;
 use comm::mpi::{self, Mpi};
 use comm::progress::{Phase, Progress};
@@ -78,25 +78,32 @@ impl Joined {
         let precision = known.map_or(Precision::F32, |r| r.train.precision);
         let limits = known.map(|r| r.ranks.clone()).unwrap_or_default();
         let device = Device::choose(device, precision).and_then(|d| d.of_rank(place.local_rank));
-        let mut member = member(&place, recipe.map(|r| r.map_or([0; 32], recipe_hash)))?;
+        let mut member = member(&place, recipe.map(|r| r.map_or([0; 32], recipe_hash)));
         match &device {
             Ok(Device::Cuda(ordinal)) => describe_gpu(*ordinal, &mut member),
             Ok(Device::Cpu) => member.device = "cpu".to_string(),
-            Err(why) => member.trouble = member.trouble.or(Some((PREFLIGHT, why.to_string()))),
+            Err(why) => in_trouble(&mut member, PREFLIGHT, why.to_string()),
         }
-        if place.rank == 0 {
-            // The meeting keeps its own folder private, but not the run's.
-            std::fs::create_dir_all(run_dir).map_err(|e| {
-                JoinError::own(
-                    IO,
-                    format!("cannot create the run folder {}: {e}; give another with --run", run_dir.display()),
-                )
-            })?;
+        let mut rendezvous_s = limits.rendezvous_s;
+        let mpi = over_mpi(&place, &environment).unwrap_or_else(|why| {
+            // The others may be in MPI without this rank: it looks for them elsewhere, but not for long.
+            rendezvous_s = rendezvous_s.min(OUTSIDE_MPI_S);
+            in_trouble(&mut member, PREFLIGHT, why);
+            None
+        });
+        let mpi = mpi.map(Rc::new);
+        let (by, words) = meeting_place(&place, run_dir, &environment, mpi.as_ref())
+            .map_err(|e| JoinError { text: unheard(&e.text, &place, rendezvous_s), ..e })?;
+        // The meeting keeps its own folder private, but not the run's.
+        if let (0, Err(e)) = (place.rank, std::fs::create_dir_all(run_dir)) {
+            let text = format!("cannot create the run folder {}: {e}; give another with --run", run_dir.display());
+            if matches!(&by, By::File(_)) {
+                return Err(JoinError::own(IO, unheard(&text, &place, rendezvous_s)));
+            }
+            in_trouble(&mut member, IO, text);
         }
-        let mpi = over_mpi(&place, &environment)?.map(Rc::new);
-        let (by, words) = meeting_place(&place, run_dir, &environment, mpi.as_ref())?;
         let meeting_limits = MeetingLimits {
-            rendezvous: Duration::from_secs_f64(limits.rendezvous_s),
+            rendezvous: Duration::from_secs_f64(rendezvous_s),
             interface: environment.get("RETORT_IFNAME").map(str::to_string),
             share_gpu: shares_gpu(&environment),
             ..MeetingLimits::default()
@@ -129,7 +136,7 @@ impl Joined {
         let local = members[place.rank].local_rank.map(|l| l as usize);
         let device = match (device, place.local_rank) {
             // The launcher did not say which of the host's ranks this is; the meeting found out.
-            (Ok(device), None) => device.of_rank(local).map_err(|e| JoinError::own(PREFLIGHT, e))?,
+            (Ok(device), None) => device.of_rank(local).unwrap_or_else(|why| watch.failed(PREFLIGHT, &why.to_string())),
             (Ok(device), Some(_)) => device,
             (Err(why), _) => return Err(JoinError::own(PREFLIGHT, why)),
         };
@@ -178,6 +185,10 @@ impl Joined {
     pub(crate) fn local_size(&self) -> usize {
         let host = &self.members[self.rank].host;
         self.members.iter().filter(|m| m.host == *host).count()
+    }
+
+    pub(crate) fn launcher(&self) -> Launcher {
+        self.place.launcher
     }
 
     pub(crate) fn comm(&self) -> Result<Shared, TrainError> {
@@ -251,6 +262,22 @@ const IO: u8 = 74;
 const PREFLIGHT: u8 = 78;
 const USAGE: u8 = 64;
 
+/// How long a rank that has another MPI than its launcher looks for the others, who may all be in MPI.
+const OUTSIDE_MPI_S: f64 = 10.0;
+
+/// Why this rank cannot start, for the others to hear; the first reason counts.
+fn in_trouble(member: &mut Member, code: u8, text: String) {
+    member.trouble.get_or_insert((code, text));
+}
+
+/// What a rank says that has no way to tell the others.
+fn unheard(text: &str, place: &Place, rendezvous_s: f64) -> String {
+    format!(
+        "{text} (rank {} cannot tell the other ranks, who wait for it up to ranks.rendezvous_s = {rendezvous_s})",
+        place.rank
+    )
+}
+
 /// `RETORT_SHARE_GPU=nccl`: ranks on one GPU sum by NCCL after all, which its versions allow with variables of their own.
 pub(crate) fn shares_gpu_by_nccl(environment: &Environment) -> bool {
     environment.get("RETORT_SHARE_GPU") == Some("nccl")
@@ -261,25 +288,31 @@ pub(crate) fn shares_gpu(environment: &Environment) -> bool {
     environment.get("RETORT_SHARE_GPU").is_some_and(|v| !v.is_empty() && v != "0")
 }
 
-fn member(place: &Place, recipe: Result<[u8; 32], (u8, String)>) -> Result<Member, JoinError> {
-    let program = std::fs::read("/proc/self/exe")
-        .map_err(|e| JoinError::own(PREFLIGHT, format!("/proc/self/exe, which says which program this is: {e}")))?;
+fn member(place: &Place, recipe: Result<[u8; 32], (u8, String)>) -> Member {
     let (recipe, trouble) = match recipe {
         Ok(hash) => (hash, None),
         Err(trouble) => ([0; 32], Some(trouble)),
     };
-    Ok(Member {
+    let mut member = Member {
         rank: place.rank as u32,
         world_size: place.world_size as u32,
         local_rank: place.local_rank.map(|l| l as u32),
         host: comm::host_name(),
         pid: std::process::id(),
         cores: cores() as u32,
-        program: *blake3::hash(&program).as_bytes(),
         recipe,
         trouble,
         ..Member::default()
-    })
+    };
+    match std::fs::read("/proc/self/exe") {
+        Ok(program) => member.program = *blake3::hash(&program).as_bytes(),
+        Err(e) => in_trouble(
+            &mut member,
+            PREFLIGHT,
+            format!("/proc/self/exe, which says which program this is: {e}; mount /proc where the ranks run"),
+        ),
+    }
+    member
 }
 
 /// What must be equal on all ranks: everything of the recipe but where data lies on this host.
@@ -316,7 +349,7 @@ pub(crate) fn speaks_mpi(launcher: Launcher) -> bool {
 }
 
 /// MPI, where a launcher of MPI started this process and the plugin is there.
-fn over_mpi(place: &Place, environment: &Environment) -> Result<Option<Mpi>, JoinError> {
+fn over_mpi(place: &Place, environment: &Environment) -> Result<Option<Mpi>, String> {
     if !speaks_mpi(place.launcher) {
         return Ok(None);
     }
@@ -324,12 +357,14 @@ fn over_mpi(place: &Place, environment: &Environment) -> Result<Option<Mpi>, Joi
     let Ok(mpi) = Mpi::open(&plugins) else { return Ok(None) };
     let found = mpi.place();
     if (found.rank as usize, found.size as usize) != (place.rank, place.world_size) {
-        let text = format!(
-            "MPI says rank {} of {}, the environment rank {} of {}: the plugin was built for another MPI than the launcher's; \
-             build it with tools/build-mpi.sh for this one, or take it away to go without MPI",
-            found.rank, found.size, place.rank, place.world_size
-        );
-        return Err(JoinError::own(PREFLIGHT, text));
+        let (found, expected) = match found.size as usize == place.world_size {
+            true => (format!("rank {}", found.rank), format!("rank {}", place.rank)),
+            false => (format!("a size of {}", found.size), place.world_size.to_string()),
+        };
+        return Err(format!(
+            "MPI says {found}, the launcher {expected}: the plugin was built for another MPI than the launcher's; build it with \
+             tools/build-mpi.sh for this one, or take it away to go without MPI"
+        ));
     }
     Ok(Some(mpi))
 }
@@ -345,18 +380,28 @@ fn meeting_place(
         if !port {
             return Ok((By::File(PathBuf::from(text)), "a file"));
         }
-        let Some(file) = environment.get("RETORT_JOB_SECRET_FILE") else {
+        let Some(secret) = secret(environment)? else {
             let text = format!(
                 "rendezvous {text}: expected RETORT_JOB_SECRET_FILE beside it, a file of at least 16 random bytes (mode 0600) that \
                  all ranks have; without one give a file on a shared disk as rendezvous"
             );
             return Err(JoinError::own(USAGE, text));
         };
-        let secret = comm::Secret::from_file(Path::new(file)).map_err(|e| JoinError::own(USAGE, e))?;
         return Ok((By::Known { address: text.clone(), secret }, "an address"));
     }
     if let Some(mpi) = mpi.cloned() {
         return Ok((By::Carried(Box::new(move |bytes| mpi.carry(bytes))), "MPI"));
     }
+    if let Some((host, whose)) = place.first()
+        && let Some(secret) = secret(environment)?
+    {
+        return Ok((By::Ports { host: host.to_string(), ports: ports_of_job(&place.job), secret }, whose));
+    }
     Ok((By::File(run_dir.join(".rendezvous").join(&place.job)), "a file in the run folder"))
+}
+
+/// What `RETORT_JOB_SECRET_FILE` names, if it is set.
+fn secret(environment: &Environment) -> Result<Option<comm::Secret>, JoinError> {
+    let file = environment.get("RETORT_JOB_SECRET_FILE").filter(|file| !file.is_empty());
+    file.map(|file| comm::Secret::from_file(Path::new(file)).map_err(|e| JoinError::own(USAGE, e))).transpose()
 }

@@ -49,6 +49,7 @@ mod session;
 pub mod signals;
 mod snapshot;
 mod stages;
+mod starts;
 pub mod step;
 pub mod tensorboard;
 mod trainer;

@@ -11,9 +11,9 @@ use crate::journal::{Facts, Journal, known_bad};
 use crate::session::Session;
 use crate::signals::Signals;
 use crate::snapshot;
-use crate::trainer::{Lead, Position, Trainer};
+use crate::trainer::{Lead, Position, Trainer, time_to_save};
 use comm::progress::Phase;
-use comm::{Communicator, Solo, Threads};
+use comm::{Communicator, Launcher, Solo, Threads};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -109,6 +109,10 @@ impl Ranks<'_> {
             joined: session.options.joined.as_deref(),
             progress,
             save_s: 0.0,
+            time_to_save: time_to_save(
+                recipe.ranks.term_s,
+                session.options.joined.as_ref().map_or(Launcher::None, |j| j.launcher()),
+            ),
             waited_before: Duration::ZERO,
             warm: 0,
             lead,

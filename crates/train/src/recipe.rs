@@ -276,6 +276,11 @@ pub struct RanksSection {
     pub heartbeat_s: f64,
     /// Without progress in a step for so long, or ten times the 99th percentile of steps, a rank hangs. Default 60.
     pub hang_s: f64,
+    /// From TERM to KILL, of whatever stops the run: a checkpoint is saved after TERM if it takes less. Default 0: 2 under mpirun, 30
+    /// under srun and torchrun, no limit where nobody launched the ranks.
+    pub term_s: f64,
+    /// both | usr2 | usr1: what asks for a checkpoint and the end with code 75. The other one of two is ignored. Default both.
+    pub preempt_signal: PreemptSignal,
     /// As `hang_s`, for the first step, evaluations, checkpoints and resuming. Default 300.
     pub slow_phase_s: f64,
     /// Steps between comparisons of the weights of all ranks; 0: never. Default 1000.
@@ -286,6 +291,15 @@ pub struct RanksSection {
     /// Default 460GB/s and 20us, a node with NVSwitch; across nodes 320GB/s and 50us are usual.
     pub link: String,
     pub latency: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PreemptSignal {
+    #[default]
+    Both,
+    Usr2,
+    Usr1,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -302,6 +316,8 @@ impl Default for RanksSection {
             rendezvous_s: 300.0,
             heartbeat_s: 1.0,
             hang_s: 60.0,
+            term_s: 0.0,
+            preempt_signal: PreemptSignal::Both,
             slow_phase_s: 300.0,
             check_every: 1000,
             gradients: Gradients::F32,

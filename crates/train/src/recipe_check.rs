@@ -120,6 +120,11 @@ fn numbers(r: &Recipe) -> Vec<Rule> {
             limits.hang_s <= 1e6 && limits.hang_s >= 3.0 * limits.heartbeat_s,
             "three heartbeats or more; 60 is the default",
         ),
+        (
+            "ranks.term_s",
+            limits.term_s == 0.0 || seconds(limits.term_s),
+            "0, or 0.01 to 1000000 seconds; without the key the launcher decides",
+        ),
         ("ranks.slow_phase_s", seconds(limits.slow_phase_s), SECONDS),
         ("ranks.link", limits.link.parse::<Bandwidth>().is_ok(), "a bandwidth; 460GB/s, 46.5GB/s or 400Gb/s are usual"),
         ("ranks.latency", limits.latency.parse::<Latency>().is_ok(), "a time; 20us and 50us are usual"),

@@ -20,6 +20,7 @@ use crate::recipe_parse::Loaded;
 use crate::signals::Signals;
 use crate::snapshot;
 use crate::stages;
+use crate::starts::Starts;
 use crate::step::{Compile, Model};
 use crate::trainer::Score;
 use crate::weights::load_module;
@@ -316,7 +317,8 @@ impl Session {
 
     /// Trains; resumes by itself where the run folder says so.
     pub fn train(&self) -> Result<Outcome, TrainError> {
-        let signals = Signals::install().map_err(|source| self.io("cannot handle signals for", source))?;
+        let signals = Signals::install(self.recipe.ranks.preempt_signal)
+            .map_err(|source| self.io("cannot handle signals for", source))?;
         if self.recipe.stage.is_empty() { self.train_under(&signals) } else { stages::run(self, &signals) }
     }
 
@@ -324,15 +326,18 @@ impl Session {
     pub(crate) fn train_under(&self, signals: &Signals) -> Result<Outcome, TrainError> {
         let begin = Instant::now();
         let mut resumed = None;
+        let starts = Starts::new(&OsDisk, &self.run_dir, &self.text);
         if self.leads() {
             resumed = self.resume()?;
-            self.check_teachers()?;
-            std::fs::create_dir_all(&self.run_dir).map_err(|source| self.io("cannot create", source))?;
-            self.write_run_files()?;
+            self.begin(&starts, resumed.as_ref().map_or(0, |r| r.run.step))?;
         }
         self.meet()?;
         let results = self.on_executor(Ranks { session: self, signals, resumed: resumed.as_ref() })?;
         let (exit, position, degraded) = first_cause(results)?;
+        let stuck = exit == Exit::Preempted && position.global_step == resumed.as_ref().map_or(0, |r| r.run.step);
+        if self.leads() && !stuck {
+            starts.forget().unwrap_or_else(|e| tracing::warn!("the note of starts stays in the run folder: {e}"));
+        }
         Ok(Outcome {
             exit,
             steps: position.global_step,
@@ -342,6 +347,20 @@ impl Session {
             degraded,
             run_dir: self.run_dir.clone(),
         })
+    }
+
+    /// What rank 0 does before the first step; the last of it is the note of this start.
+    fn begin(&self, starts: &Starts<'_>, step: u64) -> Result<(), TrainError> {
+        match self.options.resume {
+            Resume::Never => {
+                starts.forget().map_err(|source| self.io("cannot remove the note of starts in", source))?
+            }
+            Resume::Auto | Resume::From(_) => starts.check(step)?,
+        }
+        self.check_teachers()?;
+        std::fs::create_dir_all(&self.run_dir).map_err(|source| self.io("cannot create", source))?;
+        self.write_run_files()?;
+        starts.note(step).map_err(|source| self.io("cannot note the start in", source))
     }
 
     pub(crate) fn checkpoints(&self) -> Checkpoints {

@@ -1,12 +1,14 @@
 //! Signals become flags; the trainer asks for them at step boundaries.
 //!
-//! USR2, USR1: preempt. First TERM or INT: stop. HUP: reopen log files. A handler sets a flag and nothing else, except that
+//! USR2, USR1: preempt, where the recipe's `ranks.preempt_signal` has not chosen one. First TERM or INT: stop. HUP: reopen log files. A handler sets a flag and nothing else, except that
 //! the second TERM or INT ends the process at once as killed by that signal, whatever it is doing.
 //! PIPE is ignored by the Rust runtime.
 
+use crate::recipe::PreemptSignal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::{SigId, flag, low_level};
 use std::io;
+use std::os::unix::process::parent_id;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -50,6 +52,10 @@ pub struct Signals {
     stop: Arc<AtomicBool>,
     interrupt: Arc<AtomicBool>,
     preempt: Arc<AtomicBool>,
+    /// USR2 where USR1 was chosen: it counts if the launcher is gone, whose end the watch tells by USR2.
+    orphan: Arc<AtomicBool>,
+    /// Who started this process.
+    parent: u32,
     reopen: Arc<AtomicBool>,
     /// Those that end the process at the second TERM or INT.
     enders: Vec<SigId>,
@@ -57,9 +63,11 @@ pub struct Signals {
 
 impl Signals {
     /// Installs the handlers, for the whole process and for good. Errors if the system refuses.
-    pub fn install() -> io::Result<Self> {
+    /// The signal of USR1 and USR2 that does not preempt does nothing.
+    pub fn install(preempts: PreemptSignal) -> io::Result<Self> {
         let flag = || Arc::new(AtomicBool::new(false));
         let (stop, interrupt, preempt, reopen, stopping) = (flag(), flag(), flag(), flag(), flag());
+        let (orphan, nothing, parent) = (flag(), flag(), parent_id());
         let mut enders = Vec::new();
         for (signal, asked) in [(SIGTERM, &stop), (SIGINT, &interrupt)] {
             // The order counts: the first signal finds `stopping` unset and sets it, the second finds it set.
@@ -67,14 +75,23 @@ impl Signals {
             flag::register(signal, Arc::clone(&stopping))?;
             flag::register(signal, Arc::clone(asked))?;
         }
-        flag::register(SIGUSR1, Arc::clone(&preempt))?;
-        flag::register(SIGUSR2, Arc::clone(&preempt))?;
+        let (usr1, usr2) = match preempts {
+            PreemptSignal::Both => (&preempt, &preempt),
+            PreemptSignal::Usr2 => (&nothing, &preempt),
+            PreemptSignal::Usr1 => (&preempt, &orphan),
+        };
+        flag::register(SIGUSR1, Arc::clone(usr1))?;
+        flag::register(SIGUSR2, Arc::clone(usr2))?;
         flag::register(SIGHUP, Arc::clone(&reopen))?;
-        Ok(Self { stop, interrupt, preempt, reopen, enders })
+        Ok(Self { stop, interrupt, preempt, orphan, parent, reopen, enders })
     }
 
     /// The strongest request since the last call; weaker ones wait for the next call.
     pub fn take(&self) -> Request {
+        if self.orphan.load(Ordering::SeqCst) && parent_id() != self.parent {
+            self.orphan.store(false, Ordering::SeqCst);
+            self.preempt.store(true, Ordering::SeqCst);
+        }
         let order = [
             (&self.stop, Request::Stop),
             (&self.interrupt, Request::Interrupt),

@@ -15,6 +15,7 @@ use crate::recipe::{OnNonfinite, Recipe};
 use crate::schedule::Moment;
 use crate::signals::{Request, Signals};
 use crate::snapshot;
+use comm::Launcher;
 use comm::progress::{Phase, Progress, StepTimes};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -98,6 +99,8 @@ pub(crate) struct Trainer<'a, E: Executor> {
     pub progress: Arc<Progress>,
     /// Seconds of the last save.
     pub save_s: f64,
+    /// Seconds that one may take after TERM, if there is a limit.
+    pub time_to_save: Option<f64>,
     /// Time that the epoch had waited for batches at the last step.
     pub waited_before: Duration,
     /// Steps of this process.
@@ -115,13 +118,20 @@ pub(crate) struct Lead {
 
 /// A flag beside the requests of signals: a rank has bad samples to tell of.
 const BAD_SAMPLES: u32 = 1 << 16;
-/// A flag: rank 0 cannot save within the time that the launcher leaves after TERM.
+/// A flag: rank 0 cannot save within the time that is left after TERM.
 const NO_TIME: u32 = 1 << 17;
-/// What mpirun leaves between TERM and KILL, less what leaving takes.
-const TIME_AFTER_TERM: f64 = 1.5;
+/// What ranks take to leave once a checkpoint is saved.
+const LEAVING_S: f64 = 0.5;
+
+/// Seconds that a save after TERM may take: up to KILL by `term_s` of the recipe, or else by the launcher, less what leaving takes.
+pub(crate) fn time_to_save(term_s: f64, launcher: Launcher) -> Option<f64> {
+    let killed_s = if term_s > 0.0 { Some(term_s) } else { launcher.term_to_kill().map(|kill| kill.as_secs_f64()) };
+    killed_s.map(|s| (s - LEAVING_S).max(0.0))
+}
 
 /// The next step's batches, read while this one runs.
 struct Next<'a> {
+    progress: &'a Progress,
     feed: &'a mut Feed,
     /// Its number in the epoch; `None` where the epoch, or the run, ends before it.
     step: Option<usize>,
@@ -131,7 +141,10 @@ struct Next<'a> {
 impl Ahead for Next<'_> {
     fn micro(&mut self) -> Result<Option<&Micro>, TrainError> {
         if let (None, Some(step)) = (&self.batches, self.step) {
+            let before = self.progress.look().phase;
+            self.progress.enter(Phase::Load);
             *self.batches = Some(self.feed.step(step)?);
+            self.progress.enter(before);
         }
         Ok(self.batches.as_ref().and_then(|b| b.micros.first()))
     }
@@ -184,7 +197,7 @@ impl<E: Executor> Trainer<'_, E> {
         if !self.unlisted.is_empty() {
             flags |= BAD_SAMPLES;
         }
-        if self.lead.is_some() && self.joined.is_some_and(|j| j.launched) && self.save_s > TIME_AFTER_TERM {
+        if self.lead.is_some() && self.time_to_save.is_some_and(|time| self.save_s > time) {
             flags |= NO_TIME;
         }
         let all = self.engine.comm().all_reduce_or(flags)?;
@@ -254,7 +267,7 @@ impl<E: Executor> Trainer<'_, E> {
         let after = self.position.step + 1;
         let more = after < steps && Some(self.position.global_step + 1) != self.recipe.train.max_steps;
         let step = more.then_some(after);
-        let mut next = Next { feed: &mut self.feed, step, batches: &mut self.next };
+        let mut next = Next { progress: &self.progress, feed: &mut self.feed, step, batches: &mut self.next };
         let values = self.engine.step_ahead(&inputs, &mut next)?;
         if let Some((at, cpu)) = self.engine.first_wait {
             let (own, cpu) = (at.saturating_duration_since(ready), cpu.saturating_sub(cpu_then));
@@ -440,7 +453,11 @@ impl<E: Executor> Trainer<'_, E> {
     /// Ends without a checkpoint of this step: the last good one stands.
     fn stop_now(&mut self) -> Result<Exit, TrainError> {
         if let Some(lead) = &mut self.lead {
-            lead.journal.message("stopped by TERM without saving: a checkpoint takes longer than the launcher waits");
+            let (took, time) = (self.save_s, self.time_to_save.unwrap_or_default());
+            lead.journal.message(&format!(
+                "stopped by TERM without saving: the last checkpoint took {took:.1} s, and {time:.1} s are left before the launcher \
+                 kills; where it waits longer, say so by ranks.term_s"
+            ));
             lead.journal.finish();
         }
         Ok(Exit::Terminated)
@@ -458,5 +475,19 @@ impl<E: Executor> Trainer<'_, E> {
             }
         }
         Ok(exit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_save_after_term_has_the_time_that_the_launcher_leaves() {
+        assert_eq!(time_to_save(0.0, Launcher::OpenMpi), Some(1.5));
+        assert_eq!(time_to_save(0.0, Launcher::Slurm), Some(29.5));
+        assert_eq!(time_to_save(0.0, Launcher::Torchrun), Some(29.5));
+        assert_eq!((time_to_save(0.0, Launcher::Own), time_to_save(0.0, Launcher::None)), (None, None));
+        assert_eq!((time_to_save(16.0, Launcher::OpenMpi), time_to_save(0.1, Launcher::Own)), (Some(15.5), Some(0.0)));
     }
 }

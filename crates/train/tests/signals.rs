@@ -4,6 +4,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::low_level::raise;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
+use train::recipe::PreemptSignal;
 use train::signals::{Request, Signals};
 
 const CHILD: &str = "RETORT_TEST_SIGNALS";
@@ -18,13 +19,25 @@ fn run_child(what: &str) -> ExitStatus {
 #[test]
 fn child() {
     let Ok(what) = std::env::var(CHILD) else { return };
-    let signals = Signals::install().unwrap();
+    let preempts = match what.as_str() {
+        "usr2 alone" => PreemptSignal::Usr2,
+        "usr1 alone" => PreemptSignal::Usr1,
+        _ => PreemptSignal::Both,
+    };
+    let signals = Signals::install(preempts).unwrap();
     let send = |list: &[i32]| list.iter().for_each(|&s| raise(s).unwrap());
     match what.as_str() {
         "term twice" => send(&[SIGTERM, SIGTERM]),
         "int twice" => send(&[SIGINT, SIGINT]),
         "term, int" => send(&[SIGTERM, SIGINT]),
         "one stop" => send(&[SIGTERM, SIGUSR2, SIGUSR1, SIGHUP, SIGHUP]),
+        "usr2 alone" | "usr1 alone" => {
+            let (other, chosen) = if what == "usr2 alone" { (SIGUSR1, SIGUSR2) } else { (SIGUSR2, SIGUSR1) };
+            send(&[other]);
+            assert_eq!(signals.take(), Request::None);
+            send(&[chosen]);
+            assert_eq!((signals.take(), signals.take()), (Request::Preempt, Request::None));
+        }
         "ignored" => {
             send(&[SIGTERM]);
             assert_eq!(signals.take(), Request::Stop);
@@ -45,8 +58,14 @@ fn the_second_stop_ends_the_process_as_killed() {
 }
 
 #[test]
+fn the_signal_that_was_not_chosen_does_nothing() {
+    assert!(run_child("usr2 alone").success());
+    assert!(run_child("usr1 alone").success());
+}
+
+#[test]
 fn requests_come_strongest_first() {
-    let signals = Signals::install().unwrap();
+    let signals = Signals::install(PreemptSignal::Both).unwrap();
     assert_eq!(signals.take(), Request::None);
     for signal in [SIGUSR1, SIGUSR2] {
         raise(signal).unwrap();
