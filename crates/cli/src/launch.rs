@@ -29,7 +29,8 @@ pub(crate) struct LaunchArgs {
     /// Place among the ranks of this host: the GPU that it takes
     #[arg(long, value_name = "N")]
     local_rank: Option<usize>,
-    /// Where the ranks meet: host:port of rank 0 (with RETORT_JOB_SECRET_FILE), or a file on a shared disk
+    /// Where the ranks meet: host:port of rank 0 (with RETORT_JOB_SECRET_FILE), or a file on a shared disk [default: through MPI;
+    /// else, with RETORT_JOB_SECRET_FILE, a port of the first host of the node list or of MASTER_ADDR; else a file in the run folder]
     #[arg(long, value_name = "PLACE")]
     rendezvous: Option<String>,
 }

@@ -24,5 +24,6 @@ mod program;
 mod resumes;
 mod sinks;
 mod slowness;
+mod starts;
 mod stops;
 mod table;
