@@ -64,8 +64,9 @@ impl Prefetch {
     }
 
     /// Has `tell` called on the reader's thread whenever it has waited for one micro-batch for another `every`, with the wait so far.
-    pub fn when_late(self, every: Duration, tell: impl FnMut(&Micro, Duration) + Send + 'static) -> Prefetch {
-        Prefetch { late: Some(Late { every, tell: Box::new(tell) }), ..self }
+    pub fn when_late(mut self, every: Duration, tell: impl FnMut(&Micro, Duration) + Send + 'static) -> Prefetch {
+        self.late = Some(Late { every, tell: Box::new(tell) });
+        self
     }
 
     /// Time spent waiting for batches so far: what the input costs the step.

@@ -24,8 +24,8 @@ pub enum TrainError {
     #[error("the final checkpoint could not be written: {0}; the newest good one is {1}")]
     FinalSave(String, String),
     #[error(
-        "{starts} starts in a row from step {step} ended without progress, so this one does not begin; look for the cause in {0}/logs \
-         (verdict.json, exit-*.json), then delete {1} to go on; where the runs are cut short, save more often by output.checkpoint_steps",
+        "{starts} starts in a row from step {step} ended without progress, so this one does not begin; look for the cause in \
+         {0}/logs/verdict.json and exit-*.json beside it, then delete {1} to go on; where the runs are cut short, save more often by output.checkpoint_steps",
         run_dir.display(), note.display()
     )]
     NoProgress { step: u64, starts: u32, run_dir: PathBuf, note: PathBuf },

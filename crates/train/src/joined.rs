@@ -95,7 +95,9 @@ impl Joined {
         let (by, words) = meeting_place(&place, run_dir, &environment, mpi.as_ref())
             .map_err(|e| JoinError { text: unheard(&e.text, &place, rendezvous_s), ..e })?;
         // The meeting keeps its own folder private, but not the run's.
-        if let (0, Err(e)) = (place.rank, std::fs::create_dir_all(run_dir)) {
+        if place.rank == 0
+            && let Err(e) = std::fs::create_dir_all(run_dir)
+        {
             let text = format!("cannot create the run folder {}: {e}; give another with --run", run_dir.display());
             if matches!(&by, By::File(_)) {
                 return Err(JoinError::own(IO, unheard(&text, &place, rendezvous_s)));

@@ -1,8 +1,8 @@
 //! Signals become flags; the trainer asks for them at step boundaries.
 //!
-//! USR2, USR1: preempt, where the recipe's `ranks.preempt_signal` has not chosen one. First TERM or INT: stop. HUP: reopen log files. A handler sets a flag and nothing else, except that
-//! the second TERM or INT ends the process at once as killed by that signal, whatever it is doing.
-//! PIPE is ignored by the Rust runtime.
+//! USR2, USR1: preempt, or the one that the recipe's `ranks.preempt_signal` chose. First TERM or INT: stop. HUP: reopen log files.
+//! A handler sets a flag and nothing else, except that the second TERM or INT ends the process at once as killed by that signal,
+//! whatever it is doing. PIPE is ignored by the Rust runtime.
 
 use crate::recipe::PreemptSignal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};

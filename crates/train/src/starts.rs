@@ -8,7 +8,7 @@
 use crate::disk::Disk;
 use crate::error::TrainError;
 use serde::{Deserialize, Serialize};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// The file's name in the run folder.
