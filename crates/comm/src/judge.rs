@@ -4,6 +4,7 @@
 //! itself stopped or starved accuses nobody. The first verdict is the last.
 
 use crate::death::Death;
+use crate::gpu_word::GpuPlace;
 use crate::limits::Limits;
 use crate::member::Member;
 use crate::progress::{Phase, Seen, WINDOW};
@@ -129,7 +130,7 @@ impl Judge {
         from.heard_at = now;
         let fault = match heard {
             Heard::Beat(seen) => {
-                if from.seen.is_none_or(|last| last.moves != seen.moves) {
+                if from.seen.is_none_or(|last| (last.moves, last.gpu_word()) != (seen.moves, seen.gpu_word())) {
                     from.moved_at = now;
                 }
                 from.seen = Some(seen);
@@ -221,12 +222,12 @@ impl Judge {
     }
 
     fn is_inside(&self, rank: usize) -> bool {
-        self.seen(rank).is_some_and(|s| s.inside)
+        self.seen(rank).is_some_and(|s| s.inside || s.gpu().is_some_and(GpuPlace::is_sum))
     }
 
-    /// How far a rank has come: the collective that it calls next, or is in.
-    fn position(&self, rank: usize) -> (u64, bool) {
-        self.seen(rank).map_or((0, false), |s| (s.sequence, s.inside))
+    /// How far a rank has come: the collective that it calls next, or is in; then its GPU, which works between collectives.
+    fn position(&self, rank: usize) -> (u64, bool, u32) {
+        self.seen(rank).map_or((0, false, 0), |s| (s.sequence, s.inside, s.gpu_word()))
     }
 
     fn hang_limit(&self) -> Duration {
@@ -291,19 +292,29 @@ impl Judge {
         self.working().into_iter().filter(|&r| r != culprit && self.is_inside(r) && self.position(r) >= at).collect()
     }
 
-    /// `all_reduce #18342 of 4096 bytes, step 9171, phase forward`
+    /// `all_reduce #18342 of 4096 bytes, step 9171, phase forward`, `all_reduce of bucket 3 of 7 not entered, step 9171, phase
+    /// forward, GPU past bucket 2 of 7`
     fn place(&self, rank: usize) -> String {
         let Some(seen) = self.seen(rank) else { return "before its first heartbeat".to_owned() };
-        let call = |s: &Seen, what: &str| {
-            let (op, bytes) = s.call();
-            format!("{op} #{} of {bytes} bytes{what}, ", s.sequence)
+        let call = |s: &Seen, what: &str| match s.gpu().filter(|_| !s.inside) {
+            Some(place) => format!("{place}{what}, "),
+            None => {
+                let (op, bytes) = s.call();
+                format!("{op} #{} of {bytes} bytes{what}, ", s.sequence)
+            }
         };
         let collective = match self.waiting(rank).first().and_then(|&r| self.seen(r)) {
-            _ if seen.inside => call(seen, ""),
+            _ if self.is_inside(rank) => call(seen, ""),
             Some(waits) => call(waits, " not entered"),
             None => String::new(),
         };
-        format!("{collective}step {}, phase {}", seen.step, seen.phase.name())
+        let gpu = match seen.gpu() {
+            Some(place) if place.is_sum() && !seen.inside => String::new(), // that is the collective
+            Some(place) => format!(", GPU {place}"),
+            None if seen.has_gpu() => ", GPU not in the step".to_owned(),
+            None => String::new(),
+        };
+        format!("{collective}step {}, phase {}{gpu}", seen.step, seen.phase.name())
     }
 
     /// Second line of the report: who waits, the last heartbeat, the last sample.

@@ -90,14 +90,18 @@ impl Watcher {
         self.peers.iter().all(|peer| !peer.open || gone == Some(peer.rank) || done(peer))
     }
 
-    /// The flight recorder, into the verdict's folder.
+    /// The flight recorder and the last lines of the log, into the verdict's folder.
     fn dump(&self, verdict: &Verdict) {
         let folder = self.settings.logs.join(verdict.folder());
-        let (progress, rank) = (self.progress.clone(), self.settings.rank);
+        let (progress, rank, tail) = (self.progress.clone(), self.settings.rank, self.settings.log_tail.clone());
         let write = move || -> io::Result<()> {
             fs::create_dir_all(&folder)?;
             let mut file = BufWriter::new(File::create(folder.join(format!("rank-{rank}.jsonl")))?);
             progress.dump(&mut file)?;
+            file.flush()?;
+            let Some(tail) = tail else { return Ok(()) };
+            let mut file = BufWriter::new(File::create(folder.join(format!("rank-{rank}.log")))?);
+            tail.dump(&mut file)?;
             file.flush()
         };
         within(DISK, write);

@@ -7,6 +7,7 @@
 mod auth;
 mod death;
 pub mod discover;
+mod gpu_word;
 mod hosting;
 pub mod hostlist;
 mod interface;
@@ -16,6 +17,7 @@ pub mod judge;
 mod launcher;
 mod leaving;
 mod limits;
+mod log_tail;
 pub mod meeting;
 pub mod member;
 mod message;
@@ -38,10 +40,12 @@ pub mod wire;
 
 pub use auth::{Secret, SecretError};
 pub use death::Death;
+pub use gpu_word::{GpuAt, GpuPlace, GpuWord};
 pub use interface::listening_addresses;
 pub use invitation::Invitation;
 pub use launcher::{Choice, Launcher};
 pub use limits::Limits;
+pub use log_tail::{LOG_LINES, LogTail};
 pub use nccl::{Aborter, Element, Nccl, NcclSettings};
 pub use nccl_library::{Library, NcclError, VERSION_WANTED, version_text};
 pub use progress::Progress;

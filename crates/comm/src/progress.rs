@@ -1,10 +1,12 @@
 //! What a rank is doing: written by the trainer's thread, read by the watch thread at any time. Atomics only.
 
 use crate::Op;
+use crate::gpu_word::{GpuPlace, GpuWord};
 use crate::recorder::{Begin, Entry, Recorder, pack, unpack};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
 
@@ -102,12 +104,29 @@ pub struct Seen {
     pub p99: Duration,
     /// Sum over the last [`WINDOW`] steps; none before there are so many.
     pub window: Option<StepTimes>,
+    /// What its GPU wrote last; none where no GPU tells.
+    gpu: Option<u32>,
 }
 
 impl Seen {
     /// The collective that the rank is in, or called last, and its bytes.
     pub fn call(&self) -> (Op, u64) {
         unpack(self.call)
+    }
+
+    /// Where the rank's GPU is; none: it tells nothing, or has not begun the step.
+    pub fn gpu(&self) -> Option<GpuPlace> {
+        self.gpu.and_then(GpuPlace::of)
+    }
+
+    /// In order within a step.
+    pub(crate) fn gpu_word(&self) -> u32 {
+        self.gpu.unwrap_or(0)
+    }
+
+    /// Whether a GPU tells where it is.
+    pub(crate) fn has_gpu(&self) -> bool {
+        self.gpu.is_some()
     }
 }
 
@@ -136,6 +155,8 @@ pub struct Progress {
     /// A slow phase began or ended. It holds a lock for the instants in which a waiter comes or goes.
     turned: Notify,
     recorder: Recorder,
+    /// Written by the GPU.
+    gpu: OnceLock<Arc<GpuWord>>,
 }
 
 impl Default for Progress {
@@ -168,6 +189,7 @@ impl Progress {
             beats: zero(),
             turned: Notify::new(),
             recorder: Recorder::new(),
+            gpu: OnceLock::new(),
         }
     }
 
@@ -206,8 +228,16 @@ impl Progress {
         }
         self.before.store(self.sample.swap(sample, Ordering::Relaxed), Ordering::Relaxed);
         self.step.store(global_step, Ordering::Relaxed);
+        if let Some(word) = self.gpu.get() {
+            word.set(0);
+        }
         self.steps.fetch_add(1, Ordering::Relaxed);
         self.moved();
+    }
+
+    /// The word in which the rank's GPU tells where it is. From then on [`step`](Self::step) is called while the GPU does nothing.
+    pub fn gpu_word(&self) -> Arc<GpuWord> {
+        self.gpu.get_or_init(Arc::default).clone()
     }
 
     /// The rank calls a collective. One at a time.
@@ -260,6 +290,7 @@ impl Progress {
             call: self.call.load(Ordering::Relaxed),
             p99: self.p99(),
             window: self.window(),
+            gpu: self.gpu.get().map(|word| word.get()),
         }
     }
 

@@ -7,6 +7,7 @@
 use crate::death::{self, Death};
 use crate::judge::{Finding, Heard, Judge};
 use crate::limits::Limits;
+use crate::log_tail::LogTail;
 use crate::meeting::Links;
 use crate::member::Member;
 use crate::message::Message;
@@ -52,6 +53,8 @@ pub struct WatchSettings {
     pub parent: Parent,
     /// Name of a sample, for the report.
     pub sample_name: Option<SampleName>,
+    /// What this rank logs, for the dump.
+    pub log_tail: Option<LogTail>,
 }
 
 /// From the index of a sample to its name.

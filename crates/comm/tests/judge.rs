@@ -4,7 +4,7 @@ use comm::judge::{Finding, Heard, Judge};
 use comm::member::Member;
 use comm::progress::{Phase, Seen, StepTimes, WINDOW};
 use comm::verdict::{Kind, Verdict};
-use comm::{Cause, Death, Limits, Op, Progress};
+use comm::{Cause, Death, GpuAt, GpuPlace, Limits, Op, Progress};
 use std::time::Duration;
 
 const fn ms(ms: u64) -> Duration {
@@ -224,6 +224,52 @@ fn the_one_behind_is_named_not_those_who_wait() {
     (0..2).for_each(|r| world.wait(r));
     let (_, verdict) = world.verdict_within(20).unwrap();
     assert!(verdict.text.contains("all ranks, also "), "{}", verdict.text);
+}
+
+/// Phase 0, of seven buckets.
+fn gpu_at(world: &World, rank: usize, at: GpuAt) {
+    world.ranks[rank].gpu_word().set(GpuPlace { phase: 0, at, buckets: 7 }.word());
+}
+
+#[test]
+fn a_gpu_stuck_in_compute_is_told_from_those_that_wait_for_it_in_a_sum() {
+    let mut world = World::new(8);
+    (0..8).filter(|&r| r != 5).for_each(|r| gpu_at(&world, r, GpuAt::Sum(3)));
+    gpu_at(&world, 5, GpuAt::Summed(2));
+    let (_, verdict) = world.verdict_within(20).unwrap();
+    assert_eq!((verdict.kind, verdict.rank), (Kind::Hung, 5));
+    let place = "hung: all_reduce of bucket 3 of 7 not entered, step 9, phase forward, GPU past bucket 2 of 7, 11 s";
+    assert!(verdict.text.contains(place), "{}", verdict.text);
+    assert!(verdict.text.contains("ranks 0-4,6-7 wait in it; "), "{}", verdict.text);
+    // One whose step never reached its GPU.
+    let mut world = World::new(2);
+    gpu_at(&world, 1, GpuAt::Sum(1));
+    world.ranks[0].gpu_word();
+    let (_, verdict) = world.verdict_within(20).unwrap();
+    assert_eq!(verdict.rank, 0);
+    let place = "all_reduce of bucket 1 of 7 not entered, step 9, phase forward, GPU not in the step, ";
+    assert!(verdict.text.contains(place), "{}", verdict.text);
+    // All are in the sum: it is what lies between them.
+    let mut world = World::new(2);
+    (0..2).for_each(|r| gpu_at(&world, r, GpuAt::Sum(4)));
+    let (_, verdict) = world.verdict_within(20).unwrap();
+    assert!(verdict.text.contains("hung: all_reduce of bucket 4 of 7, step 9, phase forward, "), "{}", verdict.text);
+    assert!(verdict.text.contains("all ranks, also "), "{}", verdict.text);
+}
+
+#[test]
+fn a_gpu_that_goes_on_is_progress_and_a_step_begins_without_its_word() {
+    let mut world = World::new(2);
+    for bucket in 1..=7 {
+        gpu_at(&world, 1, GpuAt::Summed(bucket));
+        (0..9).for_each(|_| {
+            world.ranks[0].enter(Phase::Forward);
+            assert_eq!(world.second(), []);
+        });
+    }
+    assert_eq!(world.ranks[1].look().gpu().unwrap().at, GpuAt::Summed(7));
+    world.ranks[1].step(10, 0);
+    assert_eq!(world.ranks[1].look().gpu(), None);
 }
 
 #[test]

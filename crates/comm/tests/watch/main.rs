@@ -137,7 +137,7 @@ impl World {
         serde_json::from_str(&fs::read_to_string(self.run.path().join("logs").join(name)).unwrap()).unwrap()
     }
 
-    /// All survivors leave with `code`, say so in their files, and all flight recorders are written.
+    /// All survivors leave with `code`, say so in their files, and all flight recorders and logs are written.
     fn survivors(&mut self, survivors: &[usize], code: i32, folder: &str) -> String {
         let mut report = String::new();
         for &rank in survivors {
@@ -145,7 +145,8 @@ impl World {
             assert_eq!(status.code(), Some(code), "rank {rank}: {text}");
             assert_eq!(self.json(&format!("exit-{rank}.json"))["code"], code);
             let dump = self.run.path().join("logs").join(folder).join(format!("rank-{rank}.jsonl"));
-            assert!(fs::read_to_string(dump).unwrap().contains("\"barrier\""));
+            assert!(fs::read_to_string(&dump).unwrap().contains("\"barrier\""));
+            assert_eq!(fs::read_to_string(dump.with_extension("log")).unwrap(), format!("rank {rank} logged this\n"));
             report += &text;
         }
         report
@@ -337,6 +338,7 @@ fn links_to_nobody_are_refused() {
             logs: PathBuf::new(),
             parent: Parent::ByHand,
             sample_name: None,
+            log_tail: None,
         };
         Watch::start(settings, links, Arc::new(Progress::new())).err().unwrap().to_string()
     };

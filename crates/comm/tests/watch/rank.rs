@@ -2,7 +2,7 @@
 
 use crate::MS;
 use comm::progress::Phase;
-use comm::{Limits, Op, Parent, Progress, Watch, WatchSettings, meeting::Links, member::Member};
+use comm::{Limits, LogTail, Op, Parent, Progress, Watch, WatchSettings, meeting::Links, member::Member};
 use nix::sys::signal::{Signal, raise};
 use std::env;
 use std::io::{Read, Write, stdin};
@@ -47,6 +47,8 @@ pub(crate) fn main(role: &str) {
         ..Member::default()
     };
     let ppid = env::var("WATCH_PPID").map(|ppid| Parent::Launched { ppid: ppid.parse().unwrap() });
+    let tail = LogTail::default();
+    tail.push(format!("rank {rank} logged this\n").as_bytes());
     let settings = WatchSettings {
         rank,
         members: (0..world).map(member).collect(),
@@ -59,6 +61,7 @@ pub(crate) fn main(role: &str) {
         logs: env::var("WATCH_LOGS").unwrap().into(),
         parent: ppid.unwrap_or(Parent::ByHand),
         sample_name: Some(Box::new(|sample| format!("sample-{sample}.jpg"))),
+        log_tail: Some(tail),
     };
     let progress = Arc::new(Progress::new());
     let watch = Watch::start(settings, links(rank, world), Arc::clone(&progress)).unwrap();
