@@ -66,7 +66,8 @@ pub(crate) fn run(args: &DoctorArgs, terminal: &Terminal) -> Result<Exit, CliErr
     });
     let (Some(place), Some(run_dir)) = (together, run_dir) else { return report(args, terminal, &found) };
     let loaded = recipe.as_ref().map(Result::as_ref).transpose();
-    match launch::join(Start { place, run_dir: &run_dir, loaded, device: args.device, parent }) {
+    let (device, log) = (args.device, &terminal.log);
+    match launch::join(Start { place, run_dir: &run_dir, loaded, device, parent, log }) {
         Ok(joined) => Ok(launch::as_rank(&joined, || {
             let found = [vec![table(&joined)], train::doctor::together(&joined, &found)?].concat();
             if joined.rank == 0 { report(args, terminal, &found) } else { Ok(verdict(&found)) }

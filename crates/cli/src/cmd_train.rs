@@ -100,7 +100,8 @@ pub(crate) fn run(args: &TrainArgs, terminal: &Terminal) -> Result<Exit, CliErro
         Err(_) => Path::new("runs").join(args.recipe.file_stem().unwrap_or_default()),
     });
     let recipe = loaded.as_ref().map(Some);
-    let joined = launch::join(Start { place, run_dir: &run_dir, loaded: recipe, device: args.device, parent })?;
+    let (device, log) = (args.device, &terminal.log);
+    let joined = launch::join(Start { place, run_dir: &run_dir, loaded: recipe, device, parent, log })?;
     if joined.rank > 0 {
         terminal.log.move_to_file(&run_dir, joined.rank);
     } else if !args.quiet {

@@ -2,6 +2,7 @@
 
 use crate::error::CliError;
 use crate::exit_code;
+use crate::logging::Log;
 use clap::Args;
 use comm::Choice;
 use comm::Parent;
@@ -63,11 +64,12 @@ pub(crate) struct Start<'a> {
     pub loaded: Result<Option<&'a Loaded>, &'a CliError>,
     pub device: Option<Device>,
     pub parent: u32,
+    pub log: &'a Log,
 }
 
 /// Meets the other ranks.
 pub(crate) fn join(start: Start<'_>) -> Result<Arc<Joined>, CliError> {
-    let Start { place, run_dir, loaded, device, parent } = start;
+    let Start { place, run_dir, loaded, device, parent, log } = start;
     let launched = place.has_parent();
     let introduction = Introduction {
         place,
@@ -75,6 +77,7 @@ pub(crate) fn join(start: Start<'_>) -> Result<Arc<Joined>, CliError> {
         recipe: loaded.map(|l| l.map(|l| &l.recipe)).map_err(|e| (exit_code::of(e).code(), e.to_string())),
         device,
         parent: if launched { Parent::Launched { ppid: parent } } else { Parent::ByHand },
+        log_tail: Some(log.tail.clone()),
     };
     let joined = Joined::join(introduction);
     joined.map(Arc::new).map_err(|e| CliError::Ranks { exit: Exit::of_code(e.code), text: e.text, said: e.said })

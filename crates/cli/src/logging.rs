@@ -1,32 +1,43 @@
 //! Diagnostics of the program itself (`tracing`): what `RETORT_LOG` asks for, warnings without it.
 //!
 //! `RETORT_LOG=info,comm=debug` is a level, then levels of parts. They go to stderr; of ranks other than 0 into `logs/<rank>.log`
-//! of the run folder, as soon as that is known.
+//! of the run folder, as soon as that is known. The last lines of these and of level info are kept for the dump after a verdict.
 
+use comm::LogTail;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::filter::{EnvFilter, FilterExt, LevelFilter};
+use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Where diagnostics go.
 #[derive(Clone, Default)]
-pub(crate) struct Log(Arc<OnceLock<File>>);
+pub(crate) struct Log {
+    file: Arc<OnceLock<File>>,
+    /// The last lines, whether shown or not.
+    pub tail: LogTail,
+}
 
 impl Log {
     /// Starts logging, to stderr. A filter that cannot be read is said there and replaced by warnings.
     pub(crate) fn start() -> Log {
         let log = Log::default();
         let asked = std::env::var("RETORT_LOG").unwrap_or_default();
-        let filter = EnvFilter::try_new(if asked.is_empty() { "warn" } else { &asked });
-        let filter = filter.unwrap_or_else(|why| {
+        let mut levels = if asked.is_empty() { "warn" } else { asked.as_str() };
+        if let Err(why) = EnvFilter::try_new(levels) {
             let _ =
                 writeln!(io::stderr(), "warning: RETORT_LOG={asked:?}: {why}; expected for example info,comm=debug");
-            EnvFilter::new("warn")
-        });
+            levels = "warn";
+        }
+        let tail = log.tail.clone();
+        let shown = fmt::layer().with_ansi(false).with_writer(log.clone()).with_filter(EnvFilter::new(levels));
+        let kept = fmt::layer().with_ansi(false).with_writer(move || tail.clone());
+        let kept = kept.with_filter(EnvFilter::new(levels).or(LevelFilter::INFO));
         // Only a second start could fail.
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(log.clone()).try_init();
+        let _ = tracing_subscriber::registry().with(shown).with(kept).try_init();
         log
     }
 
@@ -35,7 +46,7 @@ impl Log {
         let logs = run_dir.join("logs");
         let open = || OpenOptions::new().create(true).append(true).open(logs.join(format!("{rank}.log")));
         if let Ok(file) = std::fs::create_dir_all(&logs).and_then(|()| open()) {
-            let _ = self.0.set(file);
+            let _ = self.file.set(file);
         }
     }
 }
@@ -44,7 +55,7 @@ impl<'a> MakeWriter<'a> for Log {
     type Writer = Box<dyn Write + 'a>;
 
     fn make_writer(&'a self) -> Box<dyn Write + 'a> {
-        match self.0.get() {
+        match self.file.get() {
             Some(file) => Box::new(file),
             None => Box::new(io::stderr()),
         }

@@ -6,7 +6,7 @@ mod support;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use support::{RECIPE, Ran, command, ran, retort_in, small_fashion, with_recipe};
 use tempfile::TempDir;
 use tensor::safe::{self, Metadata, Tensors};
@@ -96,17 +96,21 @@ fn the_quickstart_in_f32_agrees_with_the_cpu_and_repeats_its_bits() {
     assert_eq!(losses(at, "gpu"), losses(at, "again"));
 }
 
-/// Trains it on two ranks, processes by hand, with these variables.
-fn train_on_two(folder: &Path, run: &str, more: &[&str], variables: &[(&str, &str)]) {
-    let start = |rank: usize| {
+/// Starts it on two ranks, processes by hand, with these variables.
+fn start_two(folder: &Path, run: &str, more: &[&str], variables: &[(&str, &str)]) -> [Child; 2] {
+    [0, 1].map(|rank: usize| {
         let args = ["train", "recipe.toml", "-q", "--run", run];
         let mut command = command_with_driver(folder, &[&args, &CUT[..], more, &["--device", "cuda"]].concat());
         for (name, value) in [("RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_RANK", rank)] {
             command.env(format!("RETORT_{name}"), value.to_string());
         }
         command.envs(variables.iter().copied()).stderr(Stdio::piped()).spawn().unwrap()
-    };
-    for (rank, process) in [0, 1].map(start).into_iter().enumerate() {
+    })
+}
+
+/// Trains it on two ranks.
+fn train_on_two(folder: &Path, run: &str, more: &[&str], variables: &[(&str, &str)]) {
+    for (rank, process) in start_two(folder, run, more, variables).into_iter().enumerate() {
         let done = process.wait_with_output().unwrap();
         assert_eq!(done.status.code(), Some(0), "rank {rank}: {}", String::from_utf8_lossy(&done.stderr));
     }
@@ -260,4 +264,23 @@ fn what_a_gpu_cannot_do_is_said() {
         assert_eq!(measured.code, 0, "{}", measured.err);
         assert!(measured.out.contains("a step, captured"), "{}", measured.out);
     }
+}
+
+/// A rank whose GPU never takes part in a sum: the report says which one all GPUs are in, by the words that they wrote themselves, for
+/// the hosts only wait for them.
+#[test]
+fn a_hang_between_gpus_is_reported_with_its_bucket() {
+    let Some(folder) = quickstart() else { return };
+    if std::env::var_os("SIMGPU_DEVICES").is_none() {
+        return println!("skipped: only the stand-in hangs when it is told to (with SIMGPU_DEVICES=2)");
+    }
+    let hang = ["--set", "ranks.hang_s=4", "--set", "ranks.slow_phase_s=4", "--set", "ranks.heartbeat_s=0.2"];
+    let narrow = ["--micro-batch", "4", "--set", "ranks.link=1GB/s", "--set", "ranks.latency=1us"];
+    let fault = [("SIMNCCL_FAULT", "rank=1,op=all_reduce,seq=1,do=hang")];
+    let ranks = start_two(folder.path(), "hung", &[&narrow[..], &hang].concat(), &fault);
+    let ended = ranks.map(|rank| rank.wait_with_output().unwrap());
+    let said = ended.each_ref().map(|rank| String::from_utf8_lossy(&rank.stderr));
+    assert_eq!(ended.each_ref().map(|rank| rank.status.code()), [Some(77); 2], "{said:?}");
+    assert!(said[0].contains(" hung: all_reduce of bucket 2 of ") && said[0].contains(", step 1, "), "{}", said[0]);
+    assert!(said[0].contains("all ranks, also ") && said[0].contains(", wait in it; "), "{}", said[0]);
 }

@@ -311,7 +311,6 @@ impl Judge {
         let gpu = match seen.gpu() {
             Some(place) if place.is_sum() && !seen.inside => String::new(), // that is the collective
             Some(place) => format!(", GPU {place}"),
-            None if seen.has_gpu() => ", GPU not in the step".to_owned(),
             None => String::new(),
         };
         format!("{collective}step {}, phase {}{gpu}", seen.step, seen.phase.name())

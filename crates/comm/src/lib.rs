@@ -61,6 +61,7 @@ pub use watched::Watched;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::time::Duration;
 
 /// Why a collective did not complete. After any of these the world is over: every later collective fails as well.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -138,6 +139,12 @@ pub trait Communicator: Send {
     /// this rank and reason, unless another rank was lost before.
     fn abort(&self, reason: &str);
 
+    /// How long, in all, the bytes of this rank's collectives took to arrive once the first of an answer had: what its link took, without
+    /// the wait for other ranks. None where the two cannot be told apart.
+    fn arriving(&self) -> Option<Duration> {
+        None
+    }
+
     /// Bitwise or of the flags of all ranks: how signals and bad values become a decision that all share.
     fn all_reduce_or(&self, flags: u32) -> Result<u32, CommError> {
         let all = self.all_gather(&flags.to_le_bytes())?;
@@ -200,6 +207,10 @@ impl Communicator for Box<dyn Communicator> {
 
     fn abort(&self, reason: &str) {
         (**self).abort(reason);
+    }
+
+    fn arriving(&self) -> Option<Duration> {
+        (**self).arriving()
     }
 
     fn all_reduce_or(&self, flags: u32) -> Result<u32, CommError> {

@@ -72,7 +72,7 @@ impl Phase {
     }
 }
 
-/// Where a step spent its time before the first collective, where ranks begin to wait for each other.
+/// Where a step spent its time before the first collective, where ranks begin to wait for each other, and what its link took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepTimes {
     /// Waited for batches.
@@ -81,6 +81,8 @@ pub struct StepTimes {
     pub own: Duration,
     /// CPU time of the process in `own`.
     pub cpu: Duration,
+    /// Of the step's collectives: their bytes arrived, once the first had. Zero where that cannot be told from waiting.
+    pub link: Duration,
 }
 
 /// A rank's progress at one moment: what a heartbeat carries.
@@ -104,8 +106,8 @@ pub struct Seen {
     pub p99: Duration,
     /// Sum over the last [`WINDOW`] steps; none before there are so many.
     pub window: Option<StepTimes>,
-    /// What its GPU wrote last; none where no GPU tells.
-    gpu: Option<u32>,
+    /// What its GPU wrote last in the step; 0 where no GPU tells.
+    gpu: u32,
 }
 
 impl Seen {
@@ -116,17 +118,12 @@ impl Seen {
 
     /// Where the rank's GPU is; none: it tells nothing, or has not begun the step.
     pub fn gpu(&self) -> Option<GpuPlace> {
-        self.gpu.and_then(GpuPlace::of)
+        GpuPlace::of(self.gpu)
     }
 
     /// In order within a step.
     pub(crate) fn gpu_word(&self) -> u32 {
-        self.gpu.unwrap_or(0)
-    }
-
-    /// Whether a GPU tells where it is.
-    pub(crate) fn has_gpu(&self) -> bool {
-        self.gpu.is_some()
+        self.gpu
     }
 }
 
@@ -149,8 +146,10 @@ pub struct Progress {
     plain: AtomicBool,
     durations: [AtomicU32; CLASSES],
     timed: AtomicU64,
-    /// Nanoseconds: data, own, cpu.
-    times: [[AtomicU64; 3]; WINDOW],
+    /// Nanoseconds that bytes of collectives took to arrive since the step began.
+    arriving: AtomicU64,
+    /// Nanoseconds: data, own, cpu, link.
+    times: [[AtomicU64; 4]; WINDOW],
     beats: AtomicU64,
     /// A slow phase began or ended. It holds a lock for the instants in which a waiter comes or goes.
     turned: Notify,
@@ -185,6 +184,7 @@ impl Progress {
             plain: AtomicBool::new(false),
             durations: std::array::from_fn(|_| AtomicU32::new(0)),
             timed: zero(),
+            arriving: zero(),
             times: std::array::from_fn(|_| std::array::from_fn(|_| zero())),
             beats: zero(),
             turned: Notify::new(),
@@ -228,6 +228,7 @@ impl Progress {
         }
         self.before.store(self.sample.swap(sample, Ordering::Relaxed), Ordering::Relaxed);
         self.step.store(global_step, Ordering::Relaxed);
+        self.arriving.store(0, Ordering::Relaxed);
         if let Some(word) = self.gpu.get() {
             word.set(0);
         }
@@ -265,10 +266,20 @@ impl Progress {
         self.moved();
     }
 
+    /// The bytes of a collective took so long to arrive.
+    pub(crate) fn arrived(&self, took: Duration) {
+        self.arriving.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// How long the bytes of the step's collectives took to arrive until now.
+    pub fn arriving(&self) -> Duration {
+        Duration::from_nanos(self.arriving.load(Ordering::Relaxed))
+    }
+
     /// Times of the step that reached its first collective.
     pub fn step_times(&self, times: StepTimes) {
         let slot = &self.times[self.timed.load(Ordering::Relaxed) as usize % WINDOW];
-        for (to, from) in slot.iter().zip([times.data, times.own, times.cpu]) {
+        for (to, from) in slot.iter().zip([times.data, times.own, times.cpu, times.link]) {
             to.store(from.as_nanos() as u64, Ordering::Relaxed);
         }
         self.timed.fetch_add(1, Ordering::Release);
@@ -290,7 +301,7 @@ impl Progress {
             call: self.call.load(Ordering::Relaxed),
             p99: self.p99(),
             window: self.window(),
-            gpu: self.gpu.get().map(|word| word.get()),
+            gpu: self.gpu.get().map_or(0, |word| word.get()),
         }
     }
 
@@ -311,7 +322,7 @@ impl Progress {
             return None;
         }
         let sum = |i: usize| Duration::from_nanos(self.times.iter().map(|t| t[i].load(Ordering::Relaxed)).sum());
-        Some(StepTimes { data: sum(0), own: sum(1), cpu: sum(2) })
+        Some(StepTimes { data: sum(0), own: sum(1), cpu: sum(2), link: sum(3) })
     }
 
     fn p99(&self) -> Duration {
@@ -380,10 +391,10 @@ mod tests {
         let ms = Duration::from_millis;
         for i in 0..50 {
             assert_eq!(progress.look().window.is_some(), i >= WINDOW as u64);
-            progress.step_times(StepTimes { data: ms(i), own: ms(2), cpu: ms(1) });
+            progress.step_times(StepTimes { data: ms(i), own: ms(2), cpu: ms(1), link: ms(3) });
         }
         let sum = (30..50).sum();
-        assert_eq!(progress.look().window, Some(StepTimes { data: ms(sum), own: ms(40), cpu: ms(20) }));
+        assert_eq!(progress.look().window, Some(StepTimes { data: ms(sum), own: ms(40), cpu: ms(20), link: ms(60) }));
     }
 
     #[test]

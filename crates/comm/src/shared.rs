@@ -2,6 +2,7 @@
 
 use crate::{CommError, Communicator};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Handle to a rank's communicator. Its collectives are called by one owner at a time.
 #[derive(Clone)]
@@ -48,6 +49,10 @@ impl Communicator for Shared {
 
     fn all_gather_varied(&self, data: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
         self.inner().all_gather_varied(data)
+    }
+
+    fn arriving(&self) -> Option<Duration> {
+        self.inner().arriving()
     }
 
     fn abort(&self, reason: &str) {

@@ -14,7 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::ops::{AddAssign, Range};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Most bytes of a post.
 const PART: usize = 128 << 10;
@@ -50,6 +50,8 @@ pub struct Sockets {
     peers: Vec<TcpStream>,
     /// Number of completed collectives.
     sequence: Cell<u64>,
+    /// How long answers took to arrive after their first bytes had.
+    arriving: Cell<Duration>,
     /// The first rank that is known to be gone, and why.
     lost: RefCell<Option<(usize, String)>>,
 }
@@ -75,7 +77,7 @@ impl Sockets {
     }
 
     fn new(rank: usize, size: usize, peers: Vec<TcpStream>) -> Self {
-        Self { rank, size, peers, sequence: Cell::new(0), lost: RefCell::new(None) }
+        Self { rank, size, peers, sequence: Cell::new(0), arriving: Cell::default(), lost: RefCell::new(None) }
     }
 
     /// Runs the rounds of a collective.
@@ -174,7 +176,12 @@ impl Sockets {
                 let reason = format!("out of step: {bytes} bytes, expected {}", into.len());
                 Err(End::Lost { rank: 0, reason })
             }
-            Answer::Part { .. } => hub.read_exact(into).map_err(|e| lost(&e.into())),
+            Answer::Part { .. } => {
+                let begin = Instant::now();
+                hub.read_exact(into).map_err(|e| lost(&e.into()))?;
+                self.arriving.set(self.arriving.get() + begin.elapsed());
+                Ok(())
+            }
         }
     }
 
@@ -313,6 +320,11 @@ impl Communicator for Sockets {
 
     fn abort(&self, reason: &str) {
         self.leave(reason);
+    }
+
+    /// Rank 0 reads its members one after the other, so it cannot tell how long the bytes of one took.
+    fn arriving(&self) -> Option<Duration> {
+        (self.rank != 0).then(|| self.arriving.get())
     }
 
     /// Nothing is padded: each rank's own bytes travel.

@@ -3,6 +3,7 @@
 use crate::progress::Progress;
 use crate::{CommError, Communicator, Op};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Forwards to `inner`; begin and end of every collective go to `progress`.
 pub struct Watched {
@@ -14,7 +15,11 @@ impl Watched {
     /// A collective that fails has no end: the rank stays in it, as reports should say.
     fn during<T>(&self, op: Op, bytes: usize, call: impl FnOnce() -> Result<T, CommError>) -> Result<T, CommError> {
         self.progress.begin_collective(op, bytes);
+        let before = self.inner.arriving();
         let outcome = call()?;
+        if let (Some(before), Some(after)) = (before, self.inner.arriving()) {
+            self.progress.arrived(after - before);
+        }
         self.progress.end_collective();
         Ok(outcome)
     }
@@ -51,6 +56,10 @@ impl Communicator for Watched {
 
     fn abort(&self, reason: &str) {
         self.inner.abort(reason);
+    }
+
+    fn arriving(&self) -> Option<Duration> {
+        self.inner.arriving()
     }
 
     fn all_reduce_or(&self, flags: u32) -> Result<u32, CommError> {

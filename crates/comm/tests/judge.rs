@@ -247,7 +247,7 @@ fn a_gpu_stuck_in_compute_is_told_from_those_that_wait_for_it_in_a_sum() {
     world.ranks[0].gpu_word();
     let (_, verdict) = world.verdict_within(20).unwrap();
     assert_eq!(verdict.rank, 0);
-    let place = "all_reduce of bucket 1 of 7 not entered, step 9, phase forward, GPU not in the step, ";
+    let place = "all_reduce of bucket 1 of 7 not entered, step 9, phase forward, 1";
     assert!(verdict.text.contains(place), "{}", verdict.text);
     // All are in the sum: it is what lies between them.
     let mut world = World::new(2);
@@ -402,12 +402,13 @@ fn the_others_judge_only_that_rank_0_is_gone_or_silent() {
 fn straggles(size: usize, factor: f64, cause: Cause) -> Vec<Finding> {
     let mut world = World::new(size);
     // The CPU time of a step counts all threads: here four.
-    let usual = StepTimes { data: ms(20), own: ms(80), cpu: ms(320) };
+    let usual = StepTimes { data: ms(20), own: ms(80), cpu: ms(320), link: ms(0) };
     let excess = ms(100).mul_f64(factor - 1.0);
     let slow = match cause {
         Cause::Data => StepTimes { data: usual.data + excess, ..usual },
         Cause::Compute => StepTimes { own: usual.own + excess, cpu: usual.cpu + 4 * excess, ..usual },
         Cause::Clock => StepTimes { own: usual.own + excess, ..usual },
+        Cause::Network => unreachable!("it has a test of its own"),
     };
     let mut findings = Vec::new();
     for step in 0..WINDOW as u64 {
@@ -440,6 +441,43 @@ fn stragglers_are_told_of_with_their_cause() {
             }
         }
     }
+}
+
+/// Ranks 1 to `size` - 1 have links of which each tells that bytes took 50 ms of a step of 100 ms; that of rank 1 takes so much longer that
+/// it is `factor` times as slow.
+fn slow_link(size: usize, factor: f64) -> Vec<Finding> {
+    let mut world = World::new(size);
+    let step = StepTimes { data: ms(20), own: ms(30), cpu: ms(120), link: ms(50) };
+    for at in 0..WINDOW as u64 {
+        for (rank, progress) in world.ranks.iter().enumerate() {
+            progress.step(10 + at, 0);
+            let link = match rank {
+                0 => ms(0), // does not tell
+                1 => step.link + ms(100).mul_f64(factor - 1.0),
+                _ => step.link + Duration::from_micros((at * 37 + rank as u64 * 101) % 1_000),
+            };
+            progress.step_times(StepTimes { link, ..step });
+        }
+    }
+    world.second()
+}
+
+#[test]
+fn a_rank_whose_link_is_slow_is_told_of_with_the_network_as_cause() {
+    for size in [3, 8] {
+        assert_eq!(slow_link(size, 1.0), []);
+        assert_eq!(slow_link(size, 1.1), []);
+        for factor in [1.33, 2.0, 5.0] {
+            let found = slow_link(size, factor);
+            let [Finding::Straggler { rank: 1, ratio, cause: Cause::Network, text }] = found.as_slice() else {
+                panic!("{factor} of {size}: {found:?}")
+            };
+            assert!((ratio / factor - 1.0).abs() < 0.05, "{ratio} of {size}");
+            assert!(text.contains("network (the bytes of its collectives take longer to arrive)"), "{text}");
+        }
+    }
+    // Of two ranks one has a link: there is nothing to compare it with.
+    assert_eq!(slow_link(2, 5.0), []);
 }
 
 #[test]

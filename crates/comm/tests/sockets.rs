@@ -1,9 +1,10 @@
 //! Collectives over TCP: sizes beyond any socket buffer, and peers that go, lie or say nothing.
 
 use comm::{CommError, Communicator, Sockets, Threads};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
+use std::time::Duration;
 
 /// Connections between rank 0 and ranks 1 to `size - 1`.
 fn wires(size: usize) -> (Vec<TcpStream>, Vec<TcpStream>) {
@@ -52,6 +53,41 @@ fn sums_equal_those_of_threads_bit_for_bit() {
             assert!(b.iter().zip(&threads[0].1).all(|(x, y)| x.to_bits() == y.to_bits()));
         }
     }
+}
+
+/// Passes bytes on from one connection to the other, 16 KiB every 2 ms: a link of 8 MB/s.
+fn narrow(mut from: TcpStream, mut to: TcpStream) {
+    let mut bytes = [0; 16 << 10];
+    while let Ok(n @ 1..) = from.read(&mut bytes) {
+        thread::sleep(Duration::from_millis(2));
+        if to.write_all(&bytes[..n]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+#[test]
+fn a_slow_link_shows_in_the_time_that_its_bytes_take_to_arrive_and_in_no_other() {
+    let (hub, mut members) = wires(4);
+    // The second member's goes by way of a narrow one.
+    let (mut near, mut far) = wires(2);
+    let (near, far) = (near.remove(0), far.remove(0));
+    let direct = std::mem::replace(&mut members[1], far);
+    let copies = [(near.try_clone(), direct.try_clone()), (direct.try_clone(), near.try_clone())];
+    for (from, to) in copies {
+        let (from, to) = (from.unwrap(), to.unwrap());
+        thread::spawn(move || narrow(from, to));
+    }
+    let members = members.into_iter().zip(1..).map(|(s, rank)| Sockets::member(rank, 4, s));
+    let times = run(std::iter::once(Sockets::hub(hub)).chain(members).collect(), |c| {
+        let mut data = vec![1.0_f32; 64 << 10];
+        (0..4).for_each(|_| c.all_reduce_sum(&mut data).unwrap());
+        c.arriving()
+    });
+    // 1 MiB at 8 MB/s, less what came with the first byte of each answer.
+    let [None, Some(fast), Some(slow), Some(other)] = times[..] else { panic!("{times:?}") };
+    assert!(slow > Duration::from_millis(80) && slow > 3 * fast.max(other), "{times:?}");
 }
 
 #[test]

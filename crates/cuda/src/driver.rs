@@ -1,4 +1,4 @@
-//! The CUDA driver; everything of cudarc is behind this file.
+//! The CUDA driver; everything of cudarc is behind this file and `pinned`.
 //!
 //! cudarc panics where the driver, or one of its functions, is missing. So nothing is called before `gate` has looked: for the
 //! library, for every function used here, for the version. All handles keep their `Gpu` alive and make its context current
@@ -8,6 +8,7 @@
 
 use crate::bind::Address;
 use crate::error::{CudaError, Fault};
+use crate::pinned::Pinned;
 use cudarc::driver::{result, sys};
 use std::cell::Cell;
 use std::ffi::{CString, c_void};
@@ -75,12 +76,12 @@ fn fault(error: result::DriverError) -> Fault {
     }
 }
 
-fn driver<T>(what: &str, result: std::result::Result<T, result::DriverError>) -> Result<T> {
+pub(crate) fn driver<T>(what: &str, result: std::result::Result<T, result::DriverError>) -> Result<T> {
     result.map_err(|e| CudaError::Driver { what: what.to_string(), fault: fault(e) })
 }
 
 /// Whether there is a function of this name; the library must be present.
-fn has(symbol: &str) -> bool {
+pub(crate) fn has(symbol: &str) -> bool {
     let name = format!("{symbol}\0");
     // SAFETY: the symbol is looked up, not called.
     unsafe { sys::culib().get::<unsafe extern "C" fn()>(name.as_bytes()).is_ok() }
@@ -227,43 +228,6 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         // SAFETY: allocated in `new`; the driver waits for what runs on it.
         let _ = self.gpu.enter().map(|()| unsafe { result::free_sync(self.address) });
-    }
-}
-
-/// Page-locked host memory, zeros at first: the GPU copies from and to it while the host goes on.
-#[derive(Debug)]
-pub(crate) struct Pinned {
-    gpu: Rc<Gpu>,
-    pointer: *mut u8,
-    bytes: usize,
-}
-
-impl Pinned {
-    pub(crate) fn new(gpu: &Rc<Gpu>, bytes: usize) -> Result<Pinned> {
-        gpu.enter()?;
-        let bytes = bytes.max(256);
-        // SAFETY: cached memory (flags 0) of the driver, filled before anyone reads it, freed once, in `drop`.
-        let pointer = driver("allocating page-locked memory", unsafe { result::malloc_host(bytes, 0) })?.cast::<u8>();
-        // SAFETY: so many bytes were just allocated.
-        unsafe { std::ptr::write_bytes(pointer, 0, bytes) };
-        Ok(Pinned { gpu: gpu.clone(), pointer, bytes })
-    }
-
-    pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: allocated and filled in `new`. Callers wait for copies into it before they read.
-        unsafe { std::slice::from_raw_parts(self.pointer, self.bytes) }
-    }
-
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above; callers wait for copies from it before they write.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer, self.bytes) }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new`; owners wait for their streams before they drop it.
-        let _ = self.gpu.enter().map(|()| unsafe { result::free_host(self.pointer.cast()) });
     }
 }
 

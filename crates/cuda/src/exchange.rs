@@ -9,7 +9,7 @@ use crate::part::Part;
 use crate::program::{Bind, Step};
 use crate::ranks::{self, Between, Gradients, Meeting, Ranks};
 use crate::update;
-use comm::Aborter;
+use comm::{Aborter, GpuAt, GpuPlace};
 use plan::{Cost, Plan};
 use std::ops::Range;
 use std::rc::Rc;
@@ -44,11 +44,22 @@ impl Executor {
         between.push(Step::between(Between::Share { ranks: ranks.clone(), ranges }));
         let done = Event::new(&self.gpu, EventKind::Order)?;
         between.push(Step::between(Between::Summed { ranks: ranks.clone(), done }));
-        ranks::sums(plan, phase).into_iter().map(|begin| self.sum_step(ranks, begin, map)).collect()
+        let sums = ranks::sums(plan, phase);
+        let place = |at| GpuPlace { phase, at, buckets: sums.len() };
+        let marks = (1..=sums.len())
+            .map(|bucket| Ok([self.mark(place(GpuAt::Sum(bucket)))?, self.mark(place(GpuAt::Summed(bucket)))?]));
+        let marks = marks.collect::<Result<Vec<_>, CudaError>>()?;
+        sums.into_iter().zip(marks).map(|(begin, marks)| self.sum_step(ranks, begin, marks, map)).collect()
     }
 
     /// The command that starts the sum of a bucket, and after how many launches.
-    fn sum_step(&self, ranks: &Rc<Ranks>, begin: ranks::Begin, map: &Map) -> Result<(usize, Step), CudaError> {
+    fn sum_step(
+        &self,
+        ranks: &Rc<Ranks>,
+        begin: ranks::Begin,
+        marks: [Option<Address>; 2],
+        map: &Map,
+    ) -> Result<(usize, Step), CudaError> {
         let ranks::Begin { after, mut whole, gradients } = begin;
         let address = |at: usize| map.bases[Region::Reduce] + 4 * at as Address;
         let mut halved = None;
@@ -68,7 +79,7 @@ impl Executor {
             halved = Some(ranks::Halved { down, address: half, elements, up });
         }
         let (made, whole) = (Event::new(&self.gpu, EventKind::Order)?, (address(whole.start), whole.len()));
-        Ok((after, Step::between(Between::Sum { ranks: ranks.clone(), made, whole, halved })))
+        Ok((after, Step::between(Between::Sum { ranks: ranks.clone(), made, whole, halved, marks })))
     }
 
     /// Sums the phase's range of the reduce arena over the joined ranks.

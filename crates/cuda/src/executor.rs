@@ -13,19 +13,22 @@ use crate::part::{Part, Parts};
 use crate::program::{Bind, Bindings, Carried, Collected, Step, bind_plan, halve_states};
 use crate::ranks::{Gradients, Ranks};
 use crate::replay::{List, Mode, Replay, Timing};
-use crate::transfer::{ScalarRing, Transfer};
+use crate::transfer::{ScalarRing, Transfer, floats, numbers};
+use comm::GpuAt;
 use graph::{NodeId, Op, Section, ValueId};
 use plan::{Arena, Arg, Cost, Launch, Loc, Plan, Scalars, StateTable, Storage};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
-use tensor::{Dtype, HostTensor, Shape, bf16};
+use tensor::{Dtype, HostTensor, Shape};
 
 /// The lists of a plan.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Program {
     prepare: Vec<Step>,
+    /// What tells that a body begins.
+    begins: Vec<Vec<Step>>,
     bodies: Vec<(Vec<Step>, Carried)>,
     updates: Vec<Vec<Step>>,
     /// What stands between body and update where one list holds both: the copy of what the micro-batch carries to its slot, and
@@ -179,12 +182,15 @@ impl Executor {
     }
 
     fn program(&self, plan: &Plan, bindings: Vec<Bindings>, map: &Map) -> Result<Program, CudaError> {
-        let mut program = Program { prepare: vec![], bodies: vec![], updates: vec![], between: vec![], sums: vec![] };
+        let mut program = Program::default();
         for Bindings { phase, section, binds } in bindings {
-            let steps = self.steps(binds)?;
+            let mut steps = self.steps(binds)?;
             match section {
                 Section::Prepare => program.prepare = steps,
-                Section::Update => program.updates.push(steps),
+                Section::Update => {
+                    steps.extend(self.mark_step(plan, phase, GpuAt::Done)?);
+                    program.updates.push(steps);
+                }
                 Section::Body => {
                     let carried = Carried::of(plan, phase);
                     let (carry, slot_bytes) = (map.bases[Region::Carry], plan.placement.layout.carry_bytes as Address);
@@ -200,6 +206,7 @@ impl Executor {
                     let sums = self.shared_steps(plan, phase, map, &mut between)?;
                     program.between.push(between);
                     program.sums.push(sums);
+                    program.begins.push(self.mark_step(plan, phase, GpuAt::Body)?);
                     program.bodies.push((steps, carried));
                 }
             }
@@ -244,10 +251,11 @@ impl Executor {
         let program = reserved.programs.get(&plan.key).expect("a plan that `reserve` was given");
         let lists: Vec<&[Step]> = match list {
             List::Prepare => vec![&program.prepare],
-            List::Body(phase) => vec![&program.bodies[phase].0],
+            List::Body(phase) => vec![&program.begins[phase], &program.bodies[phase].0],
             List::Update(phase) => vec![&program.updates[phase]],
             List::Phase(p) => {
-                let (mut rest, mut done, mut lists) = (program.bodies[p].0.as_slice(), 0, vec![]);
+                let (mut rest, mut done, mut lists) =
+                    (program.bodies[p].0.as_slice(), 0, vec![program.begins[p].as_slice()]);
                 for (after, sum) in &program.sums[p] {
                     let (before, left) = rest.split_at(after - done);
                     lists.extend([before, std::slice::from_ref(sum)]);
@@ -479,21 +487,5 @@ impl Executor {
     pub fn set_state(&mut self, offset: usize, values: &[f32]) -> Result<(), CudaError> {
         self.stale = true;
         self.store(self.base(Region::State) + offset as Address, bytemuck::cast_slice(values))
-    }
-}
-
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-}
-
-/// Bytes of device memory as numbers.
-pub(crate) fn numbers(bytes: &[u8], dtype: Dtype) -> Vec<f64> {
-    let words = |n: usize| bytes.chunks_exact(n);
-    match dtype {
-        Dtype::Bf16 => words(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
-        Dtype::F32 => floats(bytes).into_iter().map(f64::from).collect(),
-        Dtype::I32 => words(4).map(|b| f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect(),
-        Dtype::U8 => bytes.iter().map(|&b| f64::from(b)).collect(),
-        other => unreachable!("{other} is not stored on a GPU"),
     }
 }

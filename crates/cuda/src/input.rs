@@ -2,8 +2,9 @@
 //! then their place, whose address never changes. There are two of each, so that the next batch travels while one is computed on.
 
 use crate::bind::Address;
-use crate::driver::{Event, EventKind, Gpu, Pinned, Stream};
+use crate::driver::{Event, EventKind, Gpu, Stream};
 use crate::error::CudaError;
+use crate::pinned::Pinned;
 use crate::program::merged;
 use std::ops::Range;
 use std::rc::Rc;

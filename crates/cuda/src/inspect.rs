@@ -3,8 +3,9 @@
 
 use crate::bind::Address;
 use crate::error::CudaError;
-use crate::executor::{Executor, numbers};
+use crate::executor::Executor;
 use crate::replay::stepped;
+use crate::transfer::numbers;
 use graph::Section;
 use plan::{Arena, Arg, Launch, NonFinite, Plan, Scalars};
 use std::ops::ControlFlow;

@@ -6,8 +6,9 @@
 use crate::bind::{Address, Gathered};
 use crate::driver::{Event, Gpu, Stream};
 use crate::error::CudaError;
+use crate::marks::Marks;
 use crate::program::Step;
-use comm::{Aborter, Element, Library, Nccl, NcclError, NcclSettings};
+use comm::{Aborter, Element, GpuWord, Library, Nccl, NcclError, NcclSettings};
 use plan::Plan;
 use std::collections::HashSet;
 use std::fmt::{Debug, Formatter};
@@ -24,6 +25,8 @@ pub struct Meeting {
     pub world: usize,
     pub settings: NcclSettings,
     pub gradients: Gradients,
+    /// Where the GPU tells how far it is, if anybody watches.
+    pub word: Option<Arc<GpuWord>>,
 }
 
 /// What gradients are summed over ranks as.
@@ -40,6 +43,7 @@ pub(crate) struct Ranks {
     // First: NCCL waits for nothing that is still on its stream.
     stream: Stream,
     nccl: Nccl,
+    pub marks: Option<Marks>,
     pub gradients: Gradients,
 }
 
@@ -52,9 +56,9 @@ impl Debug for Ranks {
 impl Ranks {
     pub(crate) fn join(gpu: &Rc<Gpu>, meeting: Meeting) -> Result<Ranks, CudaError> {
         gpu.enter()?;
-        let Meeting { library, id, rank, world, settings, gradients } = meeting;
+        let Meeting { library, id, rank, world, settings, gradients, word } = meeting;
         let nccl = Nccl::join(library, id, rank, world, &settings).map_err(|e| named("joining the other ranks", e))?;
-        Ok(Ranks { stream: Stream::new(gpu)?, nccl, gradients })
+        Ok(Ranks { stream: Stream::new(gpu)?, nccl, marks: Marks::new(gpu, word)?, gradients })
     }
 
     pub(crate) fn rank(&self) -> usize {
@@ -80,6 +84,12 @@ impl Ranks {
         // order this stream's use of it and the compute stream's.
         let done = unsafe { self.nccl.all_reduce_sum(address, elements, element, self.stream.raw.cast()) };
         done.map_err(|e| named("sum over ranks", e))
+    }
+
+    /// Tells the watch where the GPU is, once the stream gets there.
+    fn tell(&self, mark: Option<Address>, stream: &Stream) -> Result<(), CudaError> {
+        let told = mark.zip(self.marks.as_ref()).map(|(from, marks)| marks.issue(from, stream));
+        told.unwrap_or(Ok(()))
     }
 
     /// Gives every rank the ranges of their owners: address, bytes, rank.
@@ -116,13 +126,16 @@ fn named(what: &str, error: NcclError) -> CudaError {
 #[derive(Debug)]
 pub(crate) enum Between {
     /// Starts the sum of a bucket that the body has just made, beside what follows: of its f32 elements, and of those that go as bf16.
-    Sum { ranks: Rc<Ranks>, made: Event, whole: (Address, usize), halved: Option<Halved> },
+    /// Marks tell when the GPU is in it and beyond it.
+    Sum { ranks: Rc<Ranks>, made: Event, whole: (Address, usize), halved: Option<Halved>, marks: [Option<Address>; 2] },
     /// What follows waits for all sums.
     Summed { ranks: Rc<Ranks>, done: Event },
     /// Gives every rank the ranges of their owners.
     Share { ranks: Rc<Ranks>, ranges: Vec<(Address, usize, usize)> },
     /// Gives every rank the bytes of all, within a body.
     Gather { ranks: Rc<Ranks>, parts: Vec<Gathered> },
+    /// Tells the watch where the GPU is.
+    Mark { ranks: Rc<Ranks>, from: Address },
 }
 
 /// Elements that go between ranks as bf16: a cast, their sum, a cast back.
@@ -141,24 +154,28 @@ impl Between {
             Between::Summed { .. } => "wait for all_reduce",
             Between::Share { .. } => "broadcasts",
             Between::Gather { .. } => "all_gather",
+            Between::Mark { .. } => "mark",
         }
     }
 
     pub(crate) fn issue(&self, compute: &Stream) -> Result<(), CudaError> {
         match self {
-            Between::Sum { ranks, made, whole, halved } => {
+            Between::Sum { ranks, made, whole, halved, marks } => {
                 let issue = |steps: &[Step]| {
                     steps.iter().try_for_each(|s| s.commands.iter().try_for_each(|c| c.issue(&ranks.stream, s)))
                 };
                 made.record(compute)?;
                 ranks.stream.wait(made)?;
+                ranks.tell(marks[0], &ranks.stream)?;
                 if whole.1 > 0 {
                     ranks.sum(whole.0, whole.1, Element::F32)?;
                 }
-                let Some(halved) = halved else { return Ok(()) };
-                issue(&halved.down)?;
-                ranks.sum(halved.address, halved.elements, Element::Bf16)?;
-                issue(&halved.up)
+                if let Some(halved) = halved {
+                    issue(&halved.down)?;
+                    ranks.sum(halved.address, halved.elements, Element::Bf16)?;
+                    issue(&halved.up)?;
+                }
+                ranks.tell(marks[1], &ranks.stream)
             }
             Between::Summed { ranks, done } => {
                 done.record(&ranks.stream)?;
@@ -166,6 +183,7 @@ impl Between {
             }
             Between::Share { ranks, ranges } => ranks.share(ranges, compute),
             Between::Gather { ranks, parts } => ranks.gather(parts, compute),
+            Between::Mark { ranks, from } => ranks.tell(Some(*from), compute),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Copies that the host waits for, through one piece of page-locked memory; and the scalars of a step, which it does not.
 
 use crate::bind::Address;
-use crate::driver::{Event, EventKind, Gpu, Pinned, Stream};
+use crate::driver::{Event, EventKind, Gpu, Stream};
 use crate::error::CudaError;
+use crate::pinned::Pinned;
 use std::rc::Rc;
+use tensor::{Dtype, bf16};
 
 /// Most bytes that are on their way at once.
 const WINDOW: usize = 4 << 20;
@@ -88,5 +90,22 @@ impl ScalarRing {
         host.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
         stream.upload(to, host, 0, bytes.len())?;
         copied.record(stream)
+    }
+}
+
+/// Bytes of device memory as f32.
+pub(crate) fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// Bytes of device memory as numbers.
+pub(crate) fn numbers(bytes: &[u8], dtype: Dtype) -> Vec<f64> {
+    let words = |n: usize| bytes.chunks_exact(n);
+    match dtype {
+        Dtype::Bf16 => words(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
+        Dtype::F32 => floats(bytes).into_iter().map(f64::from).collect(),
+        Dtype::I32 => words(4).map(|b| f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect(),
+        Dtype::U8 => bytes.iter().map(|&b| f64::from(b)).collect(),
+        other => unreachable!("{other} is not stored on a GPU"),
     }
 }

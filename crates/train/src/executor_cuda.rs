@@ -48,7 +48,8 @@ impl Executor for cuda::Executor {
         let mut shared = id;
         comm.broadcast(&mut shared, 0)?;
         let settings = NcclSettings { limit: JOIN_LIMIT, max_ctas: None };
-        let meeting = cuda::Meeting { library, id: shared, rank: comm.rank(), world, settings, gradients };
+        let (rank, word) = (comm.rank(), joined.map(|j| j.progress.gpu_word()));
+        let meeting = cuda::Meeting { library, id: shared, rank, world, settings, gradients, word };
         let aborter = self.join(meeting)?;
         if let Some(joined) = joined {
             let asked = aborter.clone();

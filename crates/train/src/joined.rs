@@ -8,7 +8,7 @@ use comm::meeting::{By, MeetingLimits, Met, meet, ports_of_job};
 use comm::member::Member;
 use comm::mpi::{self, Mpi};
 use comm::progress::{Phase, Progress};
-use comm::{Communicator, Launcher, Shared};
+use comm::{Communicator, Launcher, LogTail, Shared};
 use comm::{Parent, Watch, WatchSettings, Watched};
 use spec::Precision;
 use std::fmt::{self, Debug, Formatter};
@@ -28,6 +28,8 @@ pub struct Introduction<'a> {
     pub recipe: Result<Option<&'a Recipe>, (u8, String)>,
     pub device: Option<Device>,
     pub parent: Parent,
+    /// What this rank logs, for the dump after a verdict.
+    pub log_tail: Option<LogTail>,
 }
 
 /// A rank that has met the others. Collectives are called by one thread at a time.
@@ -72,7 +74,7 @@ impl JoinError {
 impl Joined {
     /// Meets the other ranks of the job and starts the watch. Errors, on every rank: somebody did not come, or does not fit.
     pub fn join(own: Introduction<'_>) -> Result<Joined, JoinError> {
-        let Introduction { place, run_dir, recipe, device, parent } = own;
+        let Introduction { place, run_dir, recipe, device, parent, log_tail } = own;
         let environment = Environment::of_process();
         let known = recipe.as_ref().ok().copied().flatten();
         let precision = known.map_or(Precision::F32, |r| r.train.precision);
@@ -127,6 +129,7 @@ impl Joined {
             sample_name: Some(Box::new(move |i| {
                 names.get().map_or_else(|| "before the set was open".to_string(), |name| name(i))
             })),
+            log_tail,
         };
         let watch = Watch::start(settings, links, progress.clone())
             .map_err(|e| JoinError::own(PREFLIGHT, format!("the watch of rank {} does not start: {e}", place.rank)))?;

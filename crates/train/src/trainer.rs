@@ -274,7 +274,7 @@ impl<E: Executor> Trainer<'_, E> {
             // The first steps make what later ones find made.
             self.warm += 1;
             if self.warm > WARM_STEPS {
-                self.progress.step_times(StepTimes { data, own, cpu });
+                self.progress.step_times(StepTimes { data, own, cpu, link: self.progress.arriving() });
             }
         }
         if let Some((path, op)) = values.nonfinite.clone() {
@@ -401,6 +401,7 @@ impl<E: Executor> Trainer<'_, E> {
 
     pub(crate) fn evaluate(&mut self) -> Result<Evaluation, TrainError> {
         self.progress.enter(Phase::Evaluate);
+        tracing::info!(step = self.position.global_step, epoch = self.position.epoch, "evaluates");
         let ema = self.recipe.eval.ema;
         if ema {
             snapshot::swap_ema(&mut self.engine)?;
@@ -424,6 +425,7 @@ impl<E: Executor> Trainer<'_, E> {
     fn save(&mut self) -> Result<bool, TrainError> {
         let Some(lead) = &mut self.lead else { return Ok(true) };
         self.progress.enter(Phase::Checkpoint);
+        tracing::info!(step = self.position.global_step, "saves");
         let begin = Instant::now();
         let groups = snapshot::groups(&self.engine, self.position.forwards)?;
         let run = RunState {

@@ -65,6 +65,21 @@ fn longest_step_s(run: &Path) -> f64 {
     times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max)
 }
 
+/// Each survivor left its collectives and the last lines of its log in a dump, which is of the step that it heard of.
+fn dumped(run: &Path, victim: usize) {
+    let logs = std::fs::read_dir(run.join("logs")).unwrap().map(|entry| entry.unwrap().path());
+    let dumps: Vec<_> = logs.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("hang-")).collect();
+    for rank in (0..3).filter(|&rank| rank != victim) {
+        let text = |ending: &str| {
+            let files = dumps.iter().map(|dump| dump.join(format!("rank-{rank}.{ending}")));
+            files.filter_map(|file| std::fs::read_to_string(file).ok()).collect::<String>()
+        };
+        let joined = format!("joined rank={rank} world_size=3");
+        assert!(text("log").contains(&joined), "rank {rank}: {} in {dumps:?}", text("log"));
+        assert!(text("jsonl").contains("\"all_gather\"") || text("jsonl").contains("all_reduce"), "rank {rank}");
+    }
+}
+
 fn one_stops(when: When, dice: &mut Dice, tally: &Mutex<Tally>) -> bool {
     let tally = || tally.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = set_up();
@@ -90,6 +105,7 @@ fn one_stops(when: When, dice: &mut Dice, tally: &Mutex<Tally>) -> bool {
         assert_eq!(code, 77, "rank {rank}: {}", world.words());
         tally().gone(begin + limit, last);
     }
+    dumped(&world.run, victim);
     let state = std::fs::read_to_string(format!("/proc/{stopped}/stat")).unwrap();
     assert!(state.contains(") T "), "it is still stopped: {state}");
     signal(stopped, "KILL");
