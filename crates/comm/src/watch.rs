@@ -1,8 +1,8 @@
 //! The watch over a run: one thread per rank that hears, tells and, on a verdict, ends the process.
 //!
 //! It reads the progress of its own rank (atomics only) and talks over the control connections: members to rank 0, rank 0 to
-//! all. Nothing that the trainer does can hold it, and before a verdict no file is touched. Rank 0 judges; the others judge only
-//! whether rank 0 is there. What happens after a verdict is in `leaving`.
+//! all. Nothing that the trainer does can hold it: locks of log lines are tried, never waited for. Before a verdict no file is touched.
+//! Rank 0 judges; the others judge only whether rank 0 is there. What happens after a verdict is in `leaving`.
 
 use crate::death::{self, Death};
 use crate::judge::{Finding, Heard, Judge};

@@ -1,5 +1,6 @@
 //! Marks in the work of a rank's GPU, by which the watch sees where it is: copies of four bytes from a table on the device to a
-//! word of the host's. They may be captured. Where nobody watches there are none.
+//! word of the host's, two on the compute stream in a phase and two around each sum on the stream of sums. They may be captured. Where
+//! nobody watches there are none.
 //!
 //! Exchanges of carried values and of batch statistics have no marks: a GPU that is in one of them seems to be where it was before.
 
