@@ -6,7 +6,9 @@ use crate::launch::{self, LaunchArgs, Start};
 use crate::output::Terminal;
 use clap::Args;
 use std::path::{Path, PathBuf};
-use train::doctor::{Asked, Finding, State, examine};
+use std::time::{Duration, Instant};
+use train::doctor::{Asked, Finding, State, bandwidth, bindings, examine, skew};
+use train::link::{Bandwidth, Latency, Link};
 use train::{Device, Exit, Joined};
 
 const EXAMPLES: &str = "\
@@ -14,9 +16,17 @@ Examples:
   retort doctor                              this machine
   retort doctor recipe.toml --run runs/a     also its data, memory and disk
   mpirun -n 8 --bind-to none retort doctor recipe.toml --all-ranks
+  mpirun -n 8 --bind-to none retort doctor recipe.toml --all-ranks --bandwidth --link 450GB/s
 
 A finding is ok, warn or fail; below the last two stands what to do. The last line counts them. Ends with 78 if anything fails, within
-ten seconds once all ranks have met (ranks.rendezvous_s). Nothing is trained, and no file stays but logs of --all-ranks.";
+ten seconds once all ranks have met (ranks.rendezvous_s). Nothing is trained, and no file stays but logs of --all-ranks.
+
+--bandwidth measures between GPUs NCCL, an all-reduce of all ranks and of neighbours, and holds them to ranks.link of the recipe. Otherwise
+it measures the run's own collectives, and TCP from process to process; those are held to --link alone. 0.7 of the link is enough.";
+
+/// For everything but the time until ranks have met, and the least that a measurement gets.
+const WHOLE: Duration = Duration::from_secs(9);
+const LEAST: Duration = Duration::from_secs(1);
 
 /// Check this machine, the launcher and a recipe before a run; 10 s at most
 #[derive(Debug, Args)]
@@ -36,6 +46,15 @@ pub(crate) struct DoctorArgs {
     /// Under a launcher: all ranks meet and look; rank 0 prints
     #[arg(long)]
     all_ranks: bool,
+    /// With --all-ranks: also measure how fast the ranks exchange data, in seconds
+    #[arg(long, requires = "all_ranks")]
+    bandwidth: bool,
+    /// Bus bandwidth to expect of the link between ranks: 450GB/s, 400Gb/s [default: between GPUs ranks.link]
+    #[arg(long, value_name = "RATE", requires = "bandwidth")]
+    link: Option<Bandwidth>,
+    /// Latency to expect of an all-reduce on that link
+    #[arg(long, value_name = "TIME", requires = "link", default_value = "20us")]
+    latency: Latency,
     #[command(flatten)]
     launch: LaunchArgs,
     #[command(flatten)]
@@ -43,7 +62,7 @@ pub(crate) struct DoctorArgs {
 }
 
 pub(crate) fn run(args: &DoctorArgs, terminal: &Terminal) -> Result<Exit, CliError> {
-    let parent = std::os::unix::process::parent_id();
+    let (parent, begin) = (std::os::unix::process::parent_id(), Instant::now());
     let place = args.launch.place();
     let recipe = args.recipe.as_ref().map(|path| args.edits.load(path));
     let run_dir = args.run.clone().or_else(|| match &recipe {
@@ -64,12 +83,23 @@ pub(crate) fn run(args: &DoctorArgs, terminal: &Terminal) -> Result<Exit, CliErr
         device: args.device,
         all_ranks: args.all_ranks,
     });
-    let (Some(place), Some(run_dir)) = (together, run_dir) else { return report(args, terminal, &found) };
+    let left = WHOLE.saturating_sub(begin.elapsed()).max(LEAST);
+    let (Some(place), Some(run_dir)) = (together, run_dir) else {
+        let alone = Finding::of_error("bandwidth", State::Ok, "not measured: one rank exchanges data with nobody", "");
+        let found = [found, if args.bandwidth { vec![alone] } else { vec![] }].concat();
+        return report(args, terminal, &found);
+    };
     let loaded = recipe.as_ref().map(Result::as_ref).transpose();
     let (device, log) = (args.device, &terminal.log);
     match launch::join(Start { place, run_dir: &run_dir, loaded, device, parent, log }) {
         Ok(joined) => Ok(launch::as_rank(&joined, || {
-            let found = [vec![table(&joined)], train::doctor::together(&joined, &found)?].concat();
+            let mut found =
+                [vec![table(&joined)], bindings(&joined), train::doctor::together(&joined, &found)?].concat();
+            found.extend(skew(&joined)?);
+            if args.bandwidth {
+                let link = args.link.map(|rate| Link { latency_s: args.latency.0, bytes_per_s: rate.0 });
+                found.extend(bandwidth(&joined, link, loaded.ok().flatten().map(|l| &l.recipe), left)?);
+            }
             if joined.rank == 0 { report(args, terminal, &found) } else { Ok(verdict(&found)) }
         })),
         Err(CliError::Ranks { said: true, .. }) => Ok(Exit::Preflight),

@@ -5,7 +5,7 @@ mod support;
 
 use serde_json::Value;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use support::{RECIPE, Ran, command, ran, retort_in, small_fashion, with_recipe};
 use tempfile::TempDir;
@@ -176,8 +176,76 @@ fn a_gpu_is_named_with_its_memory_and_whether_kernels_fit() {
         fails(&seen, "program", "no embedded kernels", "tools/fetch-nvcc.sh");
     }
     fails(&look(&["--device", "cuda:99"], &[]), "GPU", "no GPU 99: this machine has", "CUDA_VISIBLE_DEVICES");
+    assert!(
+        seen.out.contains("GPU 0: clocks are not known: ") && seen.out.contains(" at 0000:01:00.0, "),
+        "{}",
+        seen.out
+    );
     let two = [("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("RETORT_NCCL_LIB", "/nowhere/libnccl.so")];
     fails(&look(&["--device", "cuda"], &two), "NCCL", "NCCL was not found: /nowhere/libnccl.so", "RETORT_NCCL_LIB");
+}
+
+/// What rank 0 prints of so many processes of this host.
+fn together(folder: &Path, ranks: usize, args: &[&str], variables: &[(&str, &str)]) -> Ran {
+    let start = |rank: usize| {
+        let shared = ["doctor", "recipe.toml", "--run", "runs/a", "--all-ranks", "--world-size"];
+        let mut command = command(folder, &[&shared[..], args].concat());
+        command.arg(ranks.to_string()).args(["--rank", &rank.to_string(), "--local-rank", &rank.to_string()]);
+        command.args(["--rendezvous", "meeting"]).envs(variables.iter().copied());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("retort starts")
+    };
+    let mut processes: Vec<Child> = (0..ranks).map(start).collect();
+    let first = processes.remove(0).wait_with_output().unwrap();
+    for other in processes {
+        let done = other.wait_with_output().unwrap();
+        assert_eq!((done.status.code(), done.stdout.len()), (first.status.code(), 0), "{done:?}");
+    }
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Ran { code: first.status.code().unwrap(), out: text(first.stdout), err: text(first.stderr) }
+}
+
+#[test]
+fn what_flows_between_ranks_is_measured_and_held_to_the_link() {
+    let folder = with_data();
+    let begin = Instant::now();
+    let seen = together(folder.path(), 3, &["--device", "cpu", "--bandwidth", "--link", "1MB/s"], &[]);
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    assert_eq!(seen.code, 0, "{}{}", seen.out, seen.err);
+    for part in [
+        "3 pairs of ranks (TCP from process to process, both ways, one pair at a time): median ",
+        "among 3 ranks by the collectives of the run, through the hosts: ",
+        " of a link of 1.0 MB/s) ",
+        "on the host of rank 0, is ",
+        "  NUMA ",
+    ] {
+        assert!(seen.out.contains(part), "no {part} in {}", seen.out);
+    }
+    let slow = together(folder.path(), 2, &["--device", "cpu", "--bandwidth", "--link", "900GB/s"], &[]);
+    assert_eq!(slow.code, 0, "slow is no failure: {}{}", slow.out, slow.err);
+    let warned = |part: &str| slow.out.lines().any(|l| l.starts_with("warn  bandwidth ") && l.contains(part));
+    assert!(warned("1 below 0.7 of 900.0 GB/s: 1 pair of ranks") && warned("all-reduce of "), "{}", slow.out);
+    let alone = doctor(folder.path(), &["--device", "cpu", "--all-ranks", "--bandwidth"], &[]);
+    assert!(alone.out.contains("one rank exchanges data with nobody"), "{}", alone.out);
+    assert_eq!(doctor(folder.path(), &["--bandwidth"], &[]).code, 64);
+}
+
+/// The stand-in's NCCL between processes.
+#[test]
+fn gpus_of_ranks_are_measured_by_nccl() {
+    let Some(driver) = std::env::var("SIMGPU").ok().filter(|d| Path::new(d).join("libnccl.so.2").is_file()) else {
+        return println!("skipped: SIMGPU names no folder with libnccl.so.2");
+    };
+    let folder = with_data();
+    let variables = [("LD_LIBRARY_PATH", driver.as_str()), ("SIMGPU_DEVICES", "3"), ("CUDA_VISIBLE_DEVICES", "0,1,2")];
+    let seen = together(folder.path(), 3, &["--device", "cuda", "--bandwidth"], &variables);
+    for part in [
+        "among 3 ranks by NCCL: ",
+        "GB/s of a link of 460.0 GB/s)",
+        "3 pairs of ranks (all-reduce of two by NCCL, neighbours of a ring, many at a time): median ",
+        "stand-in GPU",
+    ] {
+        assert!(seen.out.contains(part), "no {part} in {}{}", seen.out, seen.err);
+    }
 }
 
 #[test]

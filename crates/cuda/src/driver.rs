@@ -8,6 +8,7 @@
 
 use crate::bind::Address;
 use crate::error::{CudaError, Fault};
+use crate::facts::{self, Facts};
 use crate::pinned::Pinned;
 use cudarc::driver::{result, sys};
 use std::cell::Cell;
@@ -115,26 +116,12 @@ fn gate() -> Result<usize> {
     }
 }
 
-/// What a GPU is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Facts {
-    pub ordinal: usize,
-    pub name: String,
-    /// Compute capability: 9, 0 for sm_90.
-    pub compute: [i32; 2],
-    /// Multiprocessors.
-    pub sms: u32,
-    pub memory_bytes: usize,
-    /// `GPU-…`, as nvidia-smi prints it.
-    pub uuid: String,
-}
-
 /// The GPUs of this machine, in the driver's order. Errors: there is no driver or GPU that this program can use.
 pub fn devices() -> Result<Vec<Facts>> {
-    (0..gate()?).map(|i| facts(i).map(|f| f.1)).collect()
+    (0..gate()?).map(|i| look(i).map(|f| f.1)).collect()
 }
 
-fn facts(ordinal: usize) -> Result<(sys::CUdevice, Facts)> {
+fn look(ordinal: usize) -> Result<(sys::CUdevice, Facts)> {
     use sys::CUdevice_attribute as A;
     let device = driver("opening a GPU", result::device::get(ordinal as i32))?;
     let number = |what| {
@@ -142,8 +129,6 @@ fn facts(ordinal: usize) -> Result<(sys::CUdevice, Facts)> {
         driver("asking what a GPU is", unsafe { result::device::get_attribute(device, what) })
     };
     let bytes = driver("asking for a GPU's id", result::device::get_uuid(device))?.bytes.map(|b| b as u8);
-    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    let uuid = format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
     let facts = Facts {
         ordinal,
         name: driver("asking for a GPU's name", result::device::get_name(device))?,
@@ -154,7 +139,12 @@ fn facts(ordinal: usize) -> Result<(sys::CUdevice, Facts)> {
         sms: number(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1) as u32,
         // SAFETY: as above.
         memory_bytes: driver("asking for a GPU's memory", unsafe { result::device::total_mem(device) })?,
-        uuid,
+        uuid: facts::uuid(bytes),
+        pci: facts::pci(
+            number(A::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?,
+            number(A::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?,
+            number(A::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?,
+        ),
     };
     Ok((device, facts))
 }
@@ -173,7 +163,7 @@ impl Gpu {
         if ordinal >= count {
             return Err(CudaError::Ordinal { ordinal, count });
         }
-        let (device, facts) = facts(ordinal)?;
+        let (device, facts) = look(ordinal)?;
         // SAFETY: the device handle is the driver's own; the context is released once, in `drop`.
         let context = driver("making a context", unsafe { result::primary_ctx::retain(device) })?;
         let gpu = Gpu { device, context, facts };

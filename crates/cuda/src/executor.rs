@@ -5,8 +5,9 @@
 
 use crate::arena::{Map, Need, PerRegion, REGIONS, Region, pretended};
 use crate::bind::{Address, Addresses, Math, bind, encode_scalars};
-use crate::driver::{Buffer, Facts, Gpu, Stream};
+use crate::driver::{Buffer, Gpu, Stream};
 use crate::error::CudaError;
+use crate::facts::Facts;
 use crate::input::Inputs;
 use crate::module::Modules;
 use crate::part::{Part, Parts};

@@ -2,7 +2,7 @@
 
 use crate::arena::{Halves, Map, Need, Region, pretended};
 use crate::bind::{Addresses, Command, Math, bind};
-use crate::driver::{Buffer, Event, EventKind, Gpu};
+use crate::driver::{Buffer, Event, EventKind, Gpu, Stream};
 use crate::error::CudaError;
 use crate::executor::Executor;
 use crate::module::stems;
@@ -12,7 +12,7 @@ use plan::{Arena, Arg, Cost, Launch, Loc, Plan, StateTable};
 use tensor::{Dtype, Shape};
 
 /// Timed repeats of a measurement, of which the median counts.
-const REPEATS: usize = 10;
+pub(crate) const REPEATS: usize = 10;
 
 /// What plans would take of a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,21 +111,25 @@ impl Executor {
         Ok(2.0 * (n as f64).powi(3) / self.seconds(product)?)
     }
 
-    /// Seconds of what `work` puts on the stream: the median, after one that is not counted.
     fn seconds(&self, work: impl Fn() -> Result<(), CudaError>) -> Result<f64, CudaError> {
-        let (begin, end) = (Event::new(&self.gpu, EventKind::Time)?, Event::new(&self.gpu, EventKind::Time)?);
-        work()?;
-        let mut times = Vec::with_capacity(REPEATS);
-        for _ in 0..REPEATS {
-            begin.record(&self.stream)?;
-            work()?;
-            end.record(&self.stream)?;
-            end.synchronize()?;
-            times.push(begin.elapsed_ms(&end)?);
-        }
-        times.sort_by(f32::total_cmp);
-        Ok(f64::from(times[REPEATS / 2]) / 1e3)
+        median_seconds(&self.stream, work)
     }
+}
+
+/// Seconds of what `work` puts on the stream: the median, after one that is not counted.
+pub(crate) fn median_seconds(stream: &Stream, work: impl Fn() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+    let (begin, end) = (Event::new(&stream.gpu, EventKind::Time)?, Event::new(&stream.gpu, EventKind::Time)?);
+    work()?;
+    let mut times = Vec::with_capacity(REPEATS);
+    for _ in 0..REPEATS {
+        begin.record(stream)?;
+        work()?;
+        end.record(stream)?;
+        end.synchronize()?;
+        times.push(begin.elapsed_ms(&end)?);
+    }
+    times.sort_by(f32::total_cmp);
+    Ok(f64::from(times[REPEATS / 2]) / 1e3)
 }
 
 #[cfg(test)]

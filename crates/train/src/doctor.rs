@@ -4,6 +4,8 @@
 //! finding too, so a dead disk or a driver that hangs holds nothing up.
 
 use crate::device::Device;
+pub use crate::doctor_bandwidth::bandwidth;
+pub use crate::doctor_skew::skew;
 use crate::error::TrainError;
 use crate::joined::Joined;
 use crate::ranks::words_of;
@@ -11,6 +13,7 @@ use crate::recipe_parse::Loaded;
 use crate::{doctor_disk, doctor_gpu, doctor_host, doctor_network, doctor_recipe};
 use comm::Communicator;
 use comm::discover::Place;
+use comm::member::Member;
 use serde::{Deserialize, Serialize};
 use spec::Precision;
 use std::collections::BTreeSet;
@@ -101,7 +104,11 @@ impl Finding {
     }
 
     pub(crate) fn measured(self, value: f64, unit: &str) -> Finding {
-        Finding { measured: Some(Measured { least: value, most: value, unit: unit.to_string() }), ..self }
+        self.measured_from(value, value, unit)
+    }
+
+    pub(crate) fn measured_from(self, least: f64, most: f64, unit: &str) -> Finding {
+        Finding { measured: Some(Measured { least, most, unit: unit.to_string() }), ..self }
     }
 
     /// Takes in a finding that says the same on another rank. False if it does not.
@@ -227,6 +234,24 @@ pub fn together(joined: &Joined, own: &[Finding]) -> Result<Vec<Finding>, TrainE
     Ok(collapsed(all))
 }
 
+/// Ranks whose cores are of another NUMA node than their GPU.
+pub fn bindings(joined: &Joined) -> Vec<Finding> {
+    collapsed(joined.members.iter().map(|m| bound_apart(m).into_iter().collect()).collect())
+}
+
+fn bound_apart(member: &Member) -> Option<Finding> {
+    let node = member.gpu_apart()?;
+    let what = format!("the GPU is on NUMA node {node}, the cores on {}", nodes(&member.core_nodes));
+    let remedy = "launch/bind.sh binds a rank to the node of its GPU; or bind none: --bind-to none, --cpu-bind=none";
+    Some(Finding::warn("binding", what, remedy))
+}
+
+/// `node 0`, `nodes 0, 2`
+fn nodes(numbers: &[u32]) -> String {
+    let all: Vec<String> = numbers.iter().map(u32::to_string).collect();
+    format!("node{} {}", if all.len() == 1 { "" } else { "s" }, all.join(", "))
+}
+
 /// By rank. Areas stay in the order of the lowest rank that has them.
 fn collapsed(all: Vec<Vec<Finding>>) -> Vec<Finding> {
     let mut joint: Vec<Finding> = Vec::new();
@@ -294,6 +319,29 @@ mod tests {
         let lines: Vec<_> = joint.iter().map(|f| (f.found.as_str(), f.ranks.clone())).collect();
         assert_eq!(lines, [("GPU 0", vec![0, 2]), ("GPU 1", vec![1]), ("read", vec![0, 1, 2])]);
         assert_eq!(joint[2].measured.as_ref().unwrap().to_string(), "100 to 200 img/s");
+    }
+
+    #[test]
+    fn a_rank_whose_cores_are_far_from_its_gpu_is_warned() {
+        let member = |uuid: &str, numa, core_nodes: &[u32]| Member {
+            uuid: uuid.into(),
+            numa,
+            core_nodes: core_nodes.to_vec(),
+            ..Member::default()
+        };
+        let far = bound_apart(&member("GPU-1", Some(1), &[0, 2])).unwrap();
+        assert_eq!(
+            (far.state, far.found.as_str()),
+            (State::Warn, "the GPU is on NUMA node 1, the cores on nodes 0, 2")
+        );
+        assert!(far.remedy.contains("launch/bind.sh"));
+        let near = [
+            member("GPU-1", Some(1), &[0, 1]),
+            member("GPU-1", None, &[0]),
+            member("GPU-1", Some(1), &[]),
+            member("", Some(1), &[0]),
+        ];
+        assert!(near.iter().all(|m| bound_apart(m).is_none()));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::device::Device;
 use crate::doctor::{Asked, Finding, State, Tell};
+use crate::doctor_clocks;
 use crate::joined::shares_gpu;
 use comm::discover::Environment;
 use comm::{Library, version_text};
@@ -48,16 +49,16 @@ pub(crate) fn gpus(asked: &Asked, tell: &Tell) {
     // Of several ranks each looks at its own.
     for gpu in devices.iter().filter(|g| asked.world() == 1 || g.ordinal == own) {
         look(gpu, tell);
+        doctor_clocks::clocks(gpu.ordinal, &gpu.uuid).into_iter().for_each(|finding| tell.tell(finding));
     }
-    let what = "clocks and throttling are not asked for; nvidia-smi -q -d CLOCK,PERFORMANCE shows them";
-    tell.tell(Finding::ok("GPU", what));
 }
 
 fn look(gpu: &Facts, tell: &Tell) {
-    let Facts { ordinal, name, compute, sms, memory_bytes, uuid } = gpu;
+    let Facts { ordinal, name, compute, sms, memory_bytes, uuid, pci } = gpu;
     let [major, minor] = compute;
     let all = *memory_bytes as f64 / GIB;
-    let what = format!("GPU {ordinal} {name}, {uuid}, sm_{major}{minor}, {sms} multiprocessors, {all:.1} GiB, free");
+    let what =
+        format!("GPU {ordinal} {name}, {uuid} at {pci}, sm_{major}{minor}, {sms} multiprocessors, {all:.1} GiB, free");
     tell.tell(match cuda::free_memory(*ordinal) {
         Ok((free, total)) if (free as f64) < 0.8 * total as f64 => {
             let remedy = "nvidia-smi shows who uses it; wait, end that, or take another GPU by CUDA_VISIBLE_DEVICES";

@@ -3,6 +3,7 @@
 use crate::device::{Device, cores};
 use crate::error::TrainError;
 use crate::recipe::Recipe;
+use crate::seat;
 use comm::discover::{Environment, Place};
 use comm::meeting::{By, MeetingLimits, Met, meet, ports_of_job};
 use comm::member::Member;
@@ -164,19 +165,21 @@ impl Joined {
     pub fn table(&self) -> String {
         let hosts = self.hosts();
         let mut text = format!("{}; met by {}", self.place.words(Some(hosts)), self.by);
-        let host_width = self.members.iter().map(|m| m.host.len()).max().unwrap_or(0);
-        let device_width = self.members.iter().map(|m| m.device.len()).max().unwrap_or(0);
+        let width = |of: &dyn Fn(&Member) -> &str| self.members.iter().map(|m| of(m).len()).max().unwrap_or(0);
+        let [hosts, devices, nics] = [width(&|m| &m.host), width(&|m| &m.device), width(&|m| &m.nic)];
         for m in &self.members {
-            text += &format!(
-                "\n  rank {:>3}  {:host_width$}  pid {:>7}  {:device_width$}  {}{} core{}",
-                m.rank,
-                m.host,
-                m.pid,
-                m.device,
-                m.uuid,
-                if m.uuid.is_empty() { m.cores.to_string() } else { format!("  {}", m.cores) },
-                if m.cores == 1 { "" } else { "s" },
-            );
+            text += &format!("\n  rank {:>3}  {:hosts$}  pid {:>7}  {:devices$}", m.rank, m.host, m.pid, m.device);
+            if !m.uuid.is_empty() {
+                text += &format!("  {}", m.uuid);
+            }
+            if nics > 0 {
+                text += &format!("  {:nics$}", m.nic);
+            }
+            let numa = m.numa.map_or("-".to_string(), |node| node.to_string());
+            text += &format!("  NUMA {numa}  {} core{}", m.cores, if m.cores == 1 { "" } else { "s" });
+            if m.gpu_apart().is_some() {
+                text += ", of another NUMA node than the GPU";
+            }
         }
         text
     }
@@ -317,6 +320,7 @@ fn member(place: &Place, recipe: Result<[u8; 32], (u8, String)>) -> Member {
             format!("/proc/self/exe, which says which program this is: {e}; mount /proc where the ranks run"),
         ),
     }
+    sit(&mut member, None);
     member
 }
 
@@ -331,12 +335,20 @@ fn recipe_hash(recipe: &Recipe) -> [u8; 32] {
     *blake3::hash(toml::to_string(&same).unwrap_or_default().as_bytes()).as_bytes()
 }
 
+/// Where a rank sits whose GPU is at this PCI address, or that has none.
+fn sit(member: &mut Member, pci: Option<&str>) {
+    let local_rank = member.local_rank.unwrap_or(0) as usize;
+    let seat = seat::of_rank(Path::new("/sys"), pci, &seat::allowed_cores(), local_rank);
+    (member.numa, member.core_nodes, member.nic) = (seat.numa, seat.core_nodes, seat.nic);
+}
+
 fn describe_gpu(ordinal: usize, member: &mut Member) {
     match cuda::devices() {
         Ok(devices) => {
             if let Some(gpu) = devices.get(ordinal) {
                 member.device = format!("GPU {ordinal} {}", gpu.name);
                 member.uuid = gpu.uuid.clone();
+                sit(member, Some(&gpu.pci));
             }
         }
         Err(why) => member.trouble = Some((PREFLIGHT, why.to_string())),
