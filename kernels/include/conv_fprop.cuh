@@ -2,7 +2,8 @@
 //
 // GEMM of [n p q] x [r s c] by [r s c] x [k]. x NHWC, w KRSC, y and add NPQK in the arithmetic's type; bias f32[k]; bias and add may be
 // null. 16-byte aligned where VEC. Grid: (tiles of k fastest, then of pixels) x runs of the batch x groups.
-// With `mean` and `m2`, f32 [run][tile of pixels][k]: moments of the stored y per tile; a run has statistics of its own.
+// With `mean` and `m2`, f32 [run][tile of pixels][k]: moments of the stored y per tile; a run has statistics of its own, and the addend
+// goes to the sums in registers before them, in place of the stores.
 // Bytes: x once per tile column that L2 does not hold, w, add and y once.
 #pragma once
 #include "conv.cuh"
@@ -49,6 +50,13 @@ template <class Math, int BM, int BN, bool VEC> DEVICE void conv_fprop(const Con
   gemm.run(x, w, (taps + G::BK - 1) / G::BK);
   if (args.mean) {
     const int rows = min((int)(end - first_pixel), BM);
+    if (args.add) {
+      gemm.add([&](int row, int column) {
+        const uint32_t pixel = first_pixel + row, k = first_k + column;
+        if (pixel >= end || k >= a.kg) return make_float2(0.f, 0.f);
+        return read_pair<T, VEC>((const T *)args.add + (size_t)pixel * a.k + group * a.kg + k, a.kg - k);
+      });
+    }
     gemm.column_moments(rows, [&](int column, float mean, float m2) {
       const uint32_t k = first_k + column;
       if (k >= a.kg) return;
@@ -65,7 +73,7 @@ template <class Math, int BM, int BN, bool VEC> DEVICE void conv_fprop(const Con
 #pragma unroll
       for (int e = 0; e < G::V; e++) v[e] += e < count ? args.bias[group * a.kg + k + e] : 0.f;
     }
-    if (args.add) {
+    if (args.add && !args.mean) {
       float add[G::V];
       read_chunk<T, VEC>((const T *)args.add + at, count, add);
 #pragma unroll

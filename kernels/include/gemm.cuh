@@ -160,6 +160,20 @@ template <class Math_, int BM_, int BN_, Along ALONG_A, Along ALONG_B> struct Ge
     __syncthreads();  // the stages are free for the epilogue
   }
 
+  // acc += an addend: `pair(row, column)` is its value at two neighbouring columns.
+  template <class Pair> DEVICE void add(const Pair &pair) {
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+#pragma unroll
+    for (int i = 0; i < MT; i++)
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int j = 0; j < NT; j++) {
+          const float2 more = pair(m + 16 * i + g + 8 * half, n + 8 * j + 2 * q);
+          acc[i * NT + j][2 * half] += more.x, acc[i * NT + j][2 * half + 1] += more.y;
+        }
+  }
+
   // Two values as `T` stores them.
   DEVICE static float2 stored(float x, float y) {
     if (sizeof(T) == 4) return make_float2(x, y);

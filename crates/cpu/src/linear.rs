@@ -101,13 +101,22 @@ fn four(dims: &[usize]) -> [usize; 4] {
     [dims[0], dims[1], dims[2], dims[3]]
 }
 
-/// x, w → y; fused: x, w, bias, [shortcut].
-pub(crate) fn conv<T: Real>(io: &mut Io<'_>, args: ConvArgs, relu: bool) {
+/// x, w, [addend] → y.
+pub(crate) fn conv<T: Real>(io: &mut Io<'_>, args: ConvArgs) {
+    let add = io.inputs.get(2).map(|x| x.real::<T>());
+    fprop(io, args, Tail { bias: None, add, relu: false });
+}
+
+/// x, w, bias, [shortcut] → y.
+pub(crate) fn conv_act<T: Real>(io: &mut Io<'_>, args: ConvArgs, relu: bool) {
+    let (bias, add) = (Some(io.real(2)), io.inputs.get(3).map(|x| x.real::<T>()));
+    fprop(io, args, Tail { bias, add, relu });
+}
+
+fn fprop<'a, T: Real>(io: &mut Io<'a>, args: ConvArgs, tail: Tail<'a, T>) {
     let [k, r, s, _] = four(io.dims(1));
     let geom = geom(four(io.dims(0)), [k, r, s], args);
-    let optional = |i: usize| io.inputs.get(i).map(|x| x.real::<T>());
     let (x, w) = (io.real(0), weight(io, 1, io.inputs[0].dtype == Dtype::Bf16));
-    let tail = Tail { bias: optional(2), add: optional(3), relu };
     T::fprop(geom, x, &w, io.out(), tail);
 }
 

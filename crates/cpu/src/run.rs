@@ -23,15 +23,15 @@ pub(crate) fn run<T: Real>(op: &Op, io: &mut Io<'_>) {
         Op::GatherRows => rows::gather::<T>(io),
         Op::ChannelShuffle { groups } => rows::shuffle::<T>(io, *groups),
         Op::ScatterAddRows { rows: _ } => rows::scatter_add::<T>(io),
-        Op::Conv(args) => linear::conv::<T>(io, *args, false),
+        Op::Conv(args) => linear::conv::<T>(io, *args),
         Op::ConvDgrad { conv, hw: _ } => linear::dgrad::<T>(io, *conv),
         Op::ConvWgrad { conv, kernel: _ } => linear::wgrad::<T>(io, *conv),
         Op::ConvStats { conv, groups } => {
-            linear::conv::<T>(io, *conv, false);
+            linear::conv::<T>(io, *conv);
             round::<T>(&mut io.outputs[0]);
             bn::output_stats::<T>(io, *groups);
         }
-        Op::ConvAct { conv, relu } => linear::conv::<T>(io, *conv, *relu),
+        Op::ConvAct { conv, relu } => linear::conv_act::<T>(io, *conv, *relu),
         Op::Matmul(args) => linear::matmul::<T>(io, *args),
         Op::AddBias => elementwise::add_bias::<T>(io),
         Op::ColumnSum => elementwise::column_sum::<T>(io),

@@ -3,7 +3,7 @@
 use crate::bind::{Address, Bind, Blocks, Divide, Math, Tensor};
 use crate::{bn, conv_depthwise};
 use bytemuck::{Pod, Zeroable};
-use graph::ConvArgs;
+use graph::{ConvArgs, Op};
 
 /// `ConvProblem` of kernels/include/conv.cuh.
 #[repr(C)]
@@ -194,7 +194,15 @@ macro_rules! choices {
     };
 }
 
-/// x NHWC, w KRSC, [bias], [shortcut] → y NPQK.
+/// What is added to a convolution's sums: the bias of a frozen one, and an addend of y's shape.
+pub(crate) fn added(b: &Bind<'_>) -> [Option<Tensor>; 2] {
+    match b.launch.op {
+        Op::ConvAct { .. } => [b.optional(2), b.optional(3)],
+        _ => [None, b.optional(2)],
+    }
+}
+
+/// x NHWC, w KRSC, [bias], [addend] → y NPQK.
 pub(crate) fn fprop(b: &mut Bind<'_>, args: ConvArgs, relu: bool) {
     if conv_depthwise::takes(args, b.input(0), b.input(1)) {
         conv_depthwise::fprop(b, args, relu);
@@ -203,7 +211,7 @@ pub(crate) fn fprop(b: &mut Bind<'_>, args: ConvArgs, relu: bool) {
     }
 }
 
-/// x NHWC, w KRSC → y NPQK; mean, biased and unbiased variance [g,k] of y as stored.
+/// x NHWC, w KRSC, [addend] → y NPQK; mean, biased and unbiased variance [g,k] of y as stored.
 pub(crate) fn stats(b: &mut Bind<'_>, args: ConvArgs, groups: usize) {
     let y = b.output(0);
     if conv_depthwise::takes(args, b.input(0), b.input(1)) {
@@ -221,7 +229,7 @@ enum Tail {
 }
 
 fn launch_fprop(b: &mut Bind<'_>, args: ConvArgs, tail: Tail) {
-    let (x, y, bias, add) = (b.input(0), b.output(0), b.optional(2), b.optional(3));
+    let (x, y, [bias, add]) = (b.input(0), b.output(0), added(b));
     let kind = Kind::of(b, x);
     let w = if kind == Kind::Bf16 { b.half(1) } else { b.input(1) };
     let a = Problem::new(x, w, y, args);

@@ -1,7 +1,7 @@
 //! Depthwise convolutions, one filter a channel: kernels/conv_depthwise_*.cu.
 
 use crate::bind::{Address, Bind, Blocks, Divide, Tensor};
-use crate::conv::{Problem, SumArgs};
+use crate::conv::{Problem, SumArgs, added};
 use bytemuck::{Pod, Zeroable};
 use graph::ConvArgs;
 
@@ -78,9 +78,9 @@ fn pixel_blocks(b: &Bind<'_>, pixels: usize, channel_blocks: usize, rows: usize)
     pixels.div_ceil(rows).min(most) as u32
 }
 
-/// x, w [c,r,s,1], [bias], [shortcut] → y.
+/// x, w [c,r,s,1], [bias], [addend] → y.
 pub(crate) fn fprop(b: &mut Bind<'_>, args: ConvArgs, relu: bool) {
-    let (x, y, bias, add) = (b.input(0), b.output(0), b.optional(2), b.optional(3));
+    let (x, y, [bias, add]) = (b.input(0), b.output(0), added(b));
     let w = if x.is_bf16() { b.half(1) } else { b.input(1) };
     let a = Problem::new(x, w, y, args);
     let tensors: Vec<_> = [x, y].into_iter().chain(add).collect();

@@ -27,6 +27,7 @@ pub fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Outputs, Stri
     };
     let one = |shape: &[usize], dtype| Ok(vec![(Shape::new(shape), dtype)]);
     let same = |i: usize| Ok(vec![(at(i), dtype(i))]);
+    let convolved = |a: ConvArgs| conv(four(dims(0, 4)?), four(dims(1, 4)?), a);
     match op {
         Op::ImageInput(a) | Op::ImageSwap { image: a, .. } => {
             let [n, _, _, c] = four(dims(0, 4)?);
@@ -64,16 +65,16 @@ pub fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Outputs, Stri
         }
         Op::GatherRows => Ok(vec![(resized(at(0), Axis::Batch, at(1).elements()), dtype(0))]),
         Op::ScatterAddRows { rows } => Ok(vec![(resized(at(0), Axis::Batch, *rows), dtype(0))]),
-        Op::Conv(a) => conv(four(dims(0, 4)?), four(dims(1, 4)?), *a).and_then(|s| one(&s, act)),
+        Op::Conv(a) => convolved(*a).and_then(|y| one(&y, act)),
         Op::ConvStats { conv: a, groups } => {
-            let y = conv(four(dims(0, 4)?), four(dims(1, 4)?), *a)?;
+            let y = convolved(*a)?;
             if y[0] % groups != 0 {
                 return Err(format!("{} rows in {groups} groups", y[0]));
             }
             let stats = (Shape::new(&[*groups, y[3]]), acc);
             Ok(vec![(Shape::new(&y), act), stats, stats, stats])
         }
-        Op::ConvAct { conv: a, .. } => conv(four(dims(0, 4)?), four(dims(1, 4)?), *a).and_then(|s| one(&s, act)),
+        Op::ConvAct { conv: a, .. } => convolved(*a).and_then(|y| one(&y, act)),
         Op::ConvDgrad { conv: a, hw } => {
             let ([n, p, q, k], [wk, r, s, c]) = (four(dims(0, 4)?), four(dims(1, 4)?));
             let x = [n, hw[0], hw[1], c * a.groups];
@@ -183,12 +184,11 @@ fn arity(op: &Op) -> (usize, usize) {
             (2, 2)
         }
         Op::SquaredError { .. } | Op::SquaredErrorGrad { .. } => (1, 2),
-        Op::PatchSwap { .. } | Op::GatherRows | Op::Conv(_) | Op::ConvWgrad { .. } | Op::AddBias => (2, 2),
-        Op::ConvStats { .. } => (2, 2),
+        Op::PatchSwap { .. } | Op::GatherRows | Op::ConvWgrad { .. } | Op::AddBias => (2, 2),
         Op::UnaryGrad(_) | Op::Binary(_) | Op::MaxPoolGrad { .. } | Op::Correct { .. } | Op::Accumulate => (2, 2),
         Op::Assign { .. } => (2, 2),
         Op::MixRows | Op::MixRowsGrad | Op::PasteBox | Op::ScatterRows { .. } => (3, 3),
-        Op::ConvDgrad { .. } | Op::Matmul(_) => (2, 3),
+        Op::Conv(_) | Op::ConvStats { .. } | Op::ConvDgrad { .. } | Op::Matmul(_) => (2, 3),
         Op::ConvAct { .. } => (3, 4),
         Op::BnApply { .. } | Op::FoldBn { .. } => (5, 5),
         Op::BnMergeRanks => (3, 3),

@@ -216,7 +216,7 @@ pub enum Op {
         rows: usize,
     },
     // ---- linear maps
-    /// x NHWC, w KRSC → NPQK
+    /// x NHWC, w KRSC, [addend NPQK] → NPQK
     Conv(ConvArgs),
     /// dy NPQK, w KRSC, [dx of the other branch] → dx NHWC of height and width `hw`
     ConvDgrad {
@@ -228,7 +228,7 @@ pub enum Op {
         conv: ConvArgs,
         kernel: [usize; 2],
     },
-    /// Fused: Conv, and BnStats of its output as stored. x, w → y, mean [g,k], biased variance, unbiased variance
+    /// Fused: Conv, and BnStats of its output as stored. x, w, [addend] → y, mean [g,k], biased variance, unbiased variance
     ConvStats {
         conv: ConvArgs,
         groups: usize,

@@ -1,9 +1,10 @@
-//! fuse: groups of ops become one kernel each. Elementwise fusions keep every bit; folding a frozen batch norm does not,
-//! and its order of operations is fixed too.
+//! fuse: groups of ops become one kernel each. Elementwise fusions keep every bit, and so do additions inside convolutions, but
+//! that a bf16 sum is rounded once; folding a frozen batch norm does not, and its order of operations is fixed too.
 //!
 //! In: a graph with updates. Out: the same losses, gradients and commits with fewer nodes; values keep their ids.
 //! Patterns: input (crop, flip, normalise, patch swap), frozen conv+BN(+add)(+ReLU), BN(+add)+ReLU both ways with bit
-//! masks, batch statistics of a convolution's output, fork gradients inside dgrad, and all row losses of a phase with their gradients.
+//! masks, sums inside the convolution that ends a branch (shortcuts) and inside dgrad (fork gradients), batch statistics of a
+//! convolution's output, and all row losses of a phase with their gradients.
 
 use crate::step::{Phase, StepGraph};
 use crate::{fuse_bn, fuse_frozen, fuse_rows};
@@ -27,7 +28,7 @@ pub fn fuse(step: &StepGraph, fusion: Fusion) -> StepGraph {
     let step = image_swap(&step);
     let step = fuse_frozen::frozen_groups(&step);
     let step = fuse_bn::batch_norms(&step);
-    let step = fork_adds(&fuse_bn::statistics(&step));
+    let step = fuse_bn::statistics(&conv_adds(&step));
     fuse_rows::row_losses(&step)
 }
 
@@ -120,24 +121,26 @@ fn image_swap(step: &StepGraph) -> StepGraph {
     rewrite.finish()
 }
 
-/// The gradient of a fork: the later of the two convolutions adds its share to the other branch's.
-fn fork_adds(step: &StepGraph) -> StepGraph {
+/// A sum of branches or of a fork's gradients: the later of the two convolutions adds its share to the other's.
+fn conv_adds(step: &StepGraph) -> StepGraph {
     let mut rewrite = Rewrite::new(step);
     for (id, node) in step.graph.iter() {
         if node.op != Op::Binary(Binary::Add) {
             continue;
         }
         let candidate = |&k: &usize| {
-            let (at, dgrad) = rewrite.producer(node.inputs[k])?;
-            let plain = matches!(dgrad.op, Op::ConvDgrad { .. }) && dgrad.inputs.len() == 2;
+            let (at, conv) = rewrite.producer(node.inputs[k])?;
+            let plain = matches!(conv.op, Op::Conv(_) | Op::ConvDgrad { .. })
+                && conv.inputs.len() == 2
+                && conv.place == node.place;
             (plain && rewrite.only_reader(node.inputs[k]).is_some()).then_some((at, k))
         };
         let Some((at, k)) = [0, 1].iter().filter_map(candidate).max() else { continue };
-        let mut dgrad = step.graph.node(at).clone();
-        dgrad.inputs.push(node.inputs[1 - k]);
-        dgrad.outputs = node.outputs.clone();
+        let mut conv = step.graph.node(at).clone();
+        conv.inputs.push(node.inputs[1 - k]);
+        conv.outputs = node.outputs.clone();
         rewrite.drop_node(at);
-        rewrite.nodes[id.0 as usize] = Some(dgrad);
+        rewrite.nodes[id.0 as usize] = Some(conv);
     }
     rewrite.finish()
 }

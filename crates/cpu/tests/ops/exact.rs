@@ -138,6 +138,8 @@ fn conv_tails_equal_their_chains() {
     let [x, shortcut] = [(1, 19), (2, 21)].map(|(seed, c)| case.leaf(reals::<f32>(seed, &[2, 5, 6, c])));
     let (w, bias) = (case.leaf(reals::<f32>(3, &[21, 3, 3, 19])), case.leaf(reals::<f32>(4, &[21])));
     let y = case.one(Op::Conv(conv), &[x, w]);
+    let plain = case.one(Op::Binary(Binary::Add), &[y, shortcut]);
+    let fused_plain = case.one(Op::Conv(conv), &[x, w, shortcut]);
     let biased = case.one(Op::AddBias, &[y, bias]);
     let sum = case.one(Op::Binary(Binary::Add), &[biased, shortcut]);
     let relu = case.one(Op::Unary(Unary::Relu), &[sum]);
@@ -146,7 +148,7 @@ fn conv_tails_equal_their_chains() {
     let dx = case.one(dgrad.clone(), &[shortcut, w]);
     let forked = case.one(Op::Binary(Binary::Add), &[dx, x]);
     let fused_dx = case.one(dgrad, &[shortcut, w, x]);
-    assert_same(&case, "conv", &[(fused, relu), (fused_dx, forked)]);
+    assert_same(&case, "conv", &[(fused_plain, plain), (fused, relu), (fused_dx, forked)]);
 }
 
 /// Row losses of a swapped pair over one tensor of logits [2n,k]; every kind, mask and side.

@@ -47,6 +47,7 @@ fn check(g: Geometry, sms: u32) {
             Case { math, sms, ..Case::new(&name, op, inputs) }
         };
         case(Op::Conv(g.args), vec![x.clone(), w.clone()]).check(tolerance);
+        case(Op::Conv(g.args), vec![x.clone(), w.clone(), dy.clone()]).check(tolerance);
         let (hw, kernel) = ([g.x[1], g.x[2]], g.kernel);
         case(Op::ConvDgrad { conv: g.args, hw }, vec![dy.clone(), w.clone()]).check(tolerance);
         case(Op::ConvDgrad { conv: g.args, hw }, vec![dy.clone(), w, x.clone()]).check(tolerance);
@@ -157,10 +158,14 @@ fn statistics_of_the_output_as_stored() {
     for (dtype, math, tolerance) in KINDS {
         for (g, groups) in cases {
             let (x, w) = (floats(dtype, &g.x, 1.0, 1), g.filters(Dtype::F32));
-            let name = format!("conv stats {:?} by {} groups {groups} {dtype} {math:?}", g.x, g.k);
-            // Means near zero are differences of large sums: their error is set against that of the deviation.
-            let op = Op::ConvStats { conv: g.args, groups };
-            Case { math, ..Case::new(&name, op, vec![x, w]) }.check(tolerance.max(2e-5) * 4.0);
+            let addend = floats(dtype, &g.y(), 1.0, 3);
+            for inputs in [vec![x.clone(), w.clone()], vec![x, w, addend]] {
+                let name = format!("conv stats {:?} by {} groups {groups} {dtype} {math:?}", g.x, g.k);
+                let name = format!("{name} inputs {}", inputs.len());
+                // Means near zero are differences of large sums: their error is set against that of the deviation.
+                let op = Op::ConvStats { conv: g.args, groups };
+                Case { math, ..Case::new(&name, op, inputs) }.check(tolerance.max(2e-5) * 4.0);
+            }
         }
     }
 }

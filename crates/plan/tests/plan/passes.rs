@@ -142,6 +142,31 @@ fn residual_block_becomes_one_and_its_fork_is_added_in_the_data_gradient() {
     ");
 }
 
+/// A pre-activation block: its sum is the input of the next batch norm.
+fn pre_activation() -> StepGraph {
+    let (graph, image, label) = start(2, 1);
+    let b = Builder::new(graph);
+    let losses = {
+        let net = student(&b);
+        let x = net.conv("conv0", b.expr(image), 4, 1, 1);
+        let sum = x + net.conv("conv1", net.bn("bn1", x).relu(), 4, 3, 1);
+        let y = net.bn("bn2", sum).relu();
+        Losses::new().term("ce", 1.0, net.linear("fc", y.mean_hw(), 5).cross_entropy(b.expr(label)))
+    };
+    one_phase(b, losses)
+}
+
+/// The convolution that ends the block adds the shortcut and makes the statistics of the sum.
+#[test]
+fn pre_activation_block_ends_in_its_convolution() {
+    assert_text(
+        &body(&fused(&pre_activation(), Fusion::Full)),
+        "
+        body 0
+    ",
+    );
+}
+
 /// A frozen block with a projection, and a trained classifier.
 fn frozen() -> StepGraph {
     let (graph, image, label) = start(2, 1);

@@ -168,6 +168,7 @@ fn layer_of<'g>(
         16 => x.gather(x.builder().expr(leaves.permutation)),
         17 if rng.once_in(2) => x + x.detach().sigmoid(),
         18 => net.bias(&format!("bias{layer}"), x, 4),
+        19 => x + net.conv(&conv, bn(x).relu(), channels, 3, 1),
         _ => (bn(x).relu() + x).relu(),
     }
 }
@@ -181,7 +182,7 @@ const SEEDS: u64 = 300;
 #[test]
 fn every_random_step_plans() {
     let mut launches = [0, 0];
-    let mut fused = [0; 5];
+    let mut fused = [0; 6];
     for seed in 0..SEEDS {
         let step = random_step(seed);
         for storage in [Storage::CpuF64, Storage::Device] {
@@ -192,11 +193,14 @@ fn every_random_step_plans() {
                 launches[i] += plan.launches.len();
                 for launch in &plan.launches {
                     let kinds = match launch.op {
-                        Op::BnAct { mask, .. } => [true, mask, false, false, false],
-                        Op::BnGradApply { shortcut, .. } => [false, false, shortcut, false, false],
-                        Op::ConvDgrad { .. } => [false, false, false, launch.inputs.len() == 3, false],
-                        Op::ConvAct { .. } => [false, false, false, false, launch.inputs.len() == 4],
-                        _ => [false; 5],
+                        Op::BnAct { mask, .. } => [true, mask, false, false, false, false],
+                        Op::BnGradApply { shortcut, .. } => [false, false, shortcut, false, false, false],
+                        Op::ConvDgrad { .. } => [false, false, false, launch.inputs.len() == 3, false, false],
+                        Op::ConvAct { .. } => [false, false, false, false, launch.inputs.len() == 4, false],
+                        Op::Conv(_) | Op::ConvStats { .. } => {
+                            [false, false, false, false, false, launch.inputs.len() == 3]
+                        }
+                        _ => [false; 6],
                     };
                     fused.iter_mut().zip(kinds).for_each(|(n, is)| *n += usize::from(is));
                 }
@@ -205,8 +209,8 @@ fn every_random_step_plans() {
     }
     println!("{SEEDS} random steps: {} launches unfused, {} fused", launches[0], launches[1]);
     println!(
-        "bn_act {}, with mask {}, shortcut gradients {}, fork adds {}, frozen adds {}",
-        fused[0], fused[1], fused[2], fused[3], fused[4]
+        "bn_act {}, with mask {}, shortcut gradients {}, fork adds {}, frozen adds {}, branch adds {}",
+        fused[0], fused[1], fused[2], fused[3], fused[4], fused[5]
     );
     assert!(launches[1] * 10 < launches[0] * 9, "{launches:?}: the fusions hardly met a pattern");
     assert!(fused.iter().all(|&n| n >= 50), "{fused:?}: a fusion hardly met its pattern");
