@@ -39,7 +39,7 @@ pub(crate) enum Verdict {
 }
 
 enum Event {
-    Control(Guest),
+    Control(Box<Guest>),
     Data(u32, TcpStream),
     Noise(SocketAddr, String),
 }
@@ -146,7 +146,7 @@ async fn greet(mut stream: TcpStream, peer: SocketAddr, gate: &Gate) -> Result<E
     };
     // Nothing is waited for from here on: who is welcome is a guest.
     wire::send_async(&mut stream, &Verdict::Welcome).await.map_err(|e| e.to_string())?;
-    Ok(Event::Control(Guest { member, control: stream }))
+    Ok(Event::Control(Box::new(Guest { member, control: stream })))
 }
 
 impl Meeting<'_> {
@@ -196,9 +196,9 @@ impl Meeting<'_> {
                 let double = rank == 0 || self.guests.contains_key(&rank);
                 let wrong = double || roll::is_wrong(&self.own, &guest.member);
                 if double {
-                    self.doubles.push(guest);
+                    self.doubles.push(*guest);
                 } else {
-                    self.guests.insert(rank, guest);
+                    self.guests.insert(rank, *guest);
                 }
                 return wrong;
             }

@@ -28,8 +28,11 @@ pub struct Prefetch {
 /// Told of a micro-batch that lets the reader wait.
 struct Late {
     every: Duration,
-    tell: Box<dyn FnMut(&Micro, Duration) + Send>,
+    tell: Tell,
 }
+
+/// Hears which micro-batch is waited for, and for how long.
+type Tell = Box<dyn FnMut(&Micro, Duration) + Send>;
 
 impl Prefetch {
     /// Starts `workers` threads (at least one) on `micros`; up to `ahead` finished micro-batches wait in each worker's channel.

@@ -84,7 +84,7 @@ impl Gpus<'_> {
     fn open(&self, id: [u8; 128], [rank, world]: [usize; 2], limit: Duration) -> Result<Open, String> {
         let settings = NcclSettings { limit: CONNECT, max_ctas: None };
         let library = self.library.clone();
-        let meeting = Meeting { library, id, rank, world, settings, gradients: Gradients::F32 };
+        let meeting = Meeting { library, id, rank, world, settings, gradients: Gradients::F32, word: None };
         let reduction = Reduction::join(self.ordinal, meeting, MOST_BYTES).map_err(|e| e.to_string())?;
         let [aborter, asked] = [reduction.aborter(), reduction.aborter()];
         self.joined.on_abort(Box::new(move || drop(asked.abort())));

@@ -33,16 +33,34 @@ enum When {
     Checkpoint,
 }
 
+/// What the dice say of a run: a step within the first epoch, a rank, and one that is not rank 0.
+#[derive(Clone, Copy)]
+struct Chance {
+    step: u64,
+    of_all: usize,
+    of_others: usize,
+}
+
+impl Chance {
+    fn of(dice: &mut Dice) -> Chance {
+        Chance {
+            step: 2 + dice.below(EPOCH - 6),
+            of_all: dice.below(3) as usize,
+            of_others: 1 + dice.below(2) as usize,
+        }
+    }
+}
+
 /// Waits for the moment; the rank to stop, and the phases that a report may name.
-fn wait(when: When, world: &World, dice: &mut Dice) -> (usize, &'static [&'static str]) {
+fn wait(when: When, world: &World, chance: Chance) -> (usize, &'static [&'static str]) {
     match when {
         When::Step => {
-            world.at_step(2 + dice.below(EPOCH - 6));
-            (dice.below(3) as usize, &["load", "forward", "all_reduce", "update"])
+            world.at_step(chance.step);
+            (chance.of_all, &["load", "forward", "all_reduce", "update"])
         }
         When::Evaluation => {
             world.at_step(EPOCH);
-            (1 + dice.below(2) as usize, &["evaluate"])
+            (chance.of_others, &["evaluate"])
         }
         When::Checkpoint => {
             let begun = |name: std::ffi::OsString| name.to_str().is_some_and(|name| name.starts_with("tmp-"));
@@ -80,7 +98,7 @@ fn dumped(run: &Path, victim: usize) {
     }
 }
 
-fn one_stops(when: When, dice: &mut Dice, tally: &Mutex<Tally>) -> bool {
+fn one_stops(when: When, chance: Chance, tally: &Mutex<Tally>) -> bool {
     let tally = || tally.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = set_up();
     small_fashion(folder.path(), IMAGES);
@@ -89,7 +107,7 @@ fn one_stops(when: When, dice: &mut Dice, tally: &Mutex<Tally>) -> bool {
     let args = ["--epochs", "2000", "--global-batch", "24", "--set", "output.checkpoint_steps=25"];
     let args = [&args[..], &settings, longer].concat();
     let mut world = Launch { folder: folder.path(), run: "run", size: 3, args: &args }.start();
-    let (victim, phases) = wait(when, &world, dice);
+    let (victim, phases) = wait(when, &world, chance);
     let (begin, stopped) = (Instant::now(), world.processes[victim].id());
     signal(stopped, "STOP");
     // Where steps are long, as on a busy machine, the limit is ten times their 99th percentile, which is rounded up by a quarter.
@@ -137,14 +155,11 @@ fn f02_a_stopped_rank_is_named_with_its_phase() {
                 limits().0
             ),
         );
-        let n = runs(1, 50);
-        let tally = Mutex::new(tally);
-        let some = |first: usize, mut dice: Dice| {
-            (first..n).step_by(AT_ONCE).filter(|_| one_stops(when, &mut dice, &tally)).count()
-        };
+        let chances: Vec<Chance> = (0..runs(1, 50)).map(|_| Chance::of(&mut dice)).collect();
+        let (n, tally) = (chances.len(), Mutex::new(tally));
+        let some = &|mine: &[Chance]| mine.iter().filter(|&&chance| one_stops(when, chance, &tally)).count();
         let right: usize = std::thread::scope(|scope| {
-            let all: Vec<_> =
-                (0..AT_ONCE).map(|k| (k, dice.fork())).map(|(k, dice)| scope.spawn(move || some(k, dice))).collect();
+            let all: Vec<_> = chances.chunks(n.div_ceil(AT_ONCE)).map(|mine| scope.spawn(move || some(mine))).collect();
             all.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).sum()
         });
         let mut tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);

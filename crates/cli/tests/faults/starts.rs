@@ -73,7 +73,9 @@ fn jobs_with_a_secret_alone_meet_on_ports_of_the_first_host() {
         })
         .collect();
     worlds.push(Launch { run: "runs/2", ..two(folder.path(), &["--max-steps", "1"]) }.start_each(|rank, command| {
-        ["RANK", "WORLD_SIZE", "LOCAL_RANK"].iter().for_each(|name| drop(command.env_remove(format!("RETORT_{name}"))));
+        for name in ["RANK", "WORLD_SIZE", "LOCAL_RANK"] {
+            command.env_remove(format!("RETORT_{name}"));
+        }
         command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string()).env("WORLD_SIZE", "2");
         command.env("MASTER_ADDR", "localhost").env("MASTER_PORT", "1").env("RETORT_JOB_SECRET_FILE", &secrets[2]);
     }));

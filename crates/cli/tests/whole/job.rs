@@ -144,11 +144,6 @@ impl Dice {
         Dice(seed)
     }
 
-    /// Other ones, which these choose.
-    pub(crate) fn fork(&mut self) -> Dice {
-        Dice(self.below(u64::MAX))
-    }
-
     /// SplitMix64.
     pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
