@@ -271,10 +271,12 @@ fn what_a_gpu_cannot_do_is_said() {
 #[test]
 fn a_hang_between_gpus_is_reported_with_its_bucket() {
     let Some(folder) = quickstart() else { return };
-    if std::env::var_os("SIMGPU_DEVICES").is_none() {
+    let devices = std::env::var("SIMGPU_DEVICES").ok().and_then(|n| n.parse::<usize>().ok());
+    if devices.is_none_or(|n| n < 2) {
         return println!("skipped: only the stand-in hangs when it is told to (with SIMGPU_DEVICES=2)");
     }
-    let hang = ["--set", "ranks.hang_s=4", "--set", "ranks.slow_phase_s=4", "--set", "ranks.heartbeat_s=0.2"];
+    // Also the limit of the first step, and of all that comes before it.
+    let hang = ["--set", "ranks.hang_s=4", "--set", "ranks.slow_phase_s=10", "--set", "ranks.heartbeat_s=0.2"];
     let narrow = ["--micro-batch", "4", "--set", "ranks.link=1GB/s", "--set", "ranks.latency=1us"];
     let fault = [("SIMNCCL_FAULT", "rank=1,op=all_reduce,seq=1,do=hang")];
     let ranks = start_two(folder.path(), "hung", &[&narrow[..], &hang].concat(), &fault);
