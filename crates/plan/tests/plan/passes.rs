@@ -159,12 +159,28 @@ fn pre_activation() -> StepGraph {
 /// The convolution that ends the block adds the shortcut and makes the statistics of the sum.
 #[test]
 fn pre_activation_block_ends_in_its_convolution() {
-    assert_text(
-        &body(&fused(&pre_activation(), Fusion::Full)),
-        "
+    assert_text(&body(&fused(&pre_activation(), Fusion::Full)), "
         body 0
-    ",
-    );
+          %3: f32[2, 6, 6, 4], %6: f32[1, 4], %7: f32[1, 4], %8: f32[1, 4] = conv_stats(stride 1, pad 0)(batch.image, student.conv0.weight)  ; student/conv0
+          %10: f32[2, 6, 6, 4], %60: u8[36] = bn_act(Batch, relu)(%3, %6, %7, student.bn1.weight, student.bn1.bias)  ; student/bn1
+          %13: f32[2, 6, 6, 4], %16: f32[1, 4], %17: f32[1, 4], %18: f32[1, 4] = conv_stats(stride 1, pad 1)(%10, student.conv1.weight, %3)  ; student/conv1
+          %20: f32[2, 6, 6, 4], %61: u8[36] = bn_act(Batch, relu)(%13, %16, %17, student.bn2.weight, student.bn2.bias)  ; student/bn2
+          %21: f32[2, 4] = global_avg_pool(%20)  ; student/bn2.global_avg_pool
+          %24: f32[2, 5] = matmul(NT)(%21, student.fc.weight, student.fc.bias)  ; student/fc
+          %25: f32[], %26: f32[2, 5] = row_losses(cross_entropy(label), rows #0+0 #1+0, student grad 1)(%24, batch.label)  ; losses
+          %27: f32[2, 4] = matmul(NN)(%26, student.fc.weight)  ; student/fc
+          %28: f32[5, 4] = matmul(TN)(%26, %21)  ; student/fc
+          %29: f32[5] = column_sum(%26)  ; student/fc
+          %30: f32[2, 6, 6, 4] = global_avg_pool_grad(%27)  ; student/bn2.global_avg_pool
+          %32: f32[4], %33: f32[4], %34: f32[1, 2, 4] = bn_grad_sums(%30, %13, %16, %17, %61)  ; student/bn2
+          %35: f32[2, 6, 6, 4] = bn_grad_apply(%30, %13, %16, %17, student.bn2.weight, %34, %61)  ; student/bn2
+          %36: f32[4, 3, 3, 4] = conv_wgrad(stride 1, pad 1)(%10, %35)  ; student/conv1
+          %37: f32[2, 6, 6, 4] = conv_dgrad(stride 1, pad 1)(%35, student.conv1.weight)  ; student/conv1
+          %39: f32[4], %40: f32[4], %41: f32[1, 2, 4] = bn_grad_sums(%37, %3, %6, %7, %60)  ; student/bn1
+          %42: f32[2, 6, 6, 4] = bn_grad_apply(%37, %3, %6, %7, student.bn1.weight, %41, %60)  ; student/bn1
+          %43: f32[2, 6, 6, 4] = add(%35, %42)  ; student/conv0
+          %44: f32[4, 1, 1, 3] = conv_wgrad(stride 1, pad 0)(batch.image, %43)  ; student/conv0
+    ");
 }
 
 /// A frozen block with a projection, and a trained classifier.
