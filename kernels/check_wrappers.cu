@@ -62,14 +62,14 @@ extern "C" __global__ void __launch_bounds__(32) check_wrappers_mma_tf32(const _
 }
 KERNEL_EXPORT(check_wrappers_mma_tf32)
 
-// Three groups of copies, 16 bytes, 16 bytes and 4 bytes; the second and third copy zeros in every third thread. The first two are
-// read while the third may be outstanding. input: 12 words a thread. output: 9 words a thread. 64 threads, 36 bytes each.
+// Three groups of copies, 16 bytes, 16 bytes, 8 and 4 bytes; the second and third copy zeros in every third thread. The first two are
+// read while the third may be outstanding. input: 12 words a thread. output: 11 words a thread. 64 threads, 44 bytes each.
 extern "C" __global__ void __launch_bounds__(64) check_wrappers_copies(const __grid_constant__ CheckWrappersArgs a) {
   DYN_SHARED(uint32_t, shared);
   const uint32_t t = threadIdx.x;
   const uint32_t *from = a.input + 12 * t;
-  uint32_t *first = shared + 4 * t, *second = shared + 256 + 4 * t, *third = shared + 512 + t;
-  for (uint32_t i = t; i < 576; i += 64) shared[i] = 0x5a5a5a5a;  // zeros must be written, not found
+  uint32_t *first = shared + 4 * t, *second = shared + 256 + 4 * t, *third = shared + 512 + t, *fourth = shared + 576 + 2 * t;
+  for (uint32_t i = t; i < 704; i += 64) shared[i] = 0x5a5a5a5a;  // zeros must be written, not found
   __syncthreads();
   const bool valid = t % 3 != 0;
   cp_async_16(first, from, true);
@@ -77,14 +77,16 @@ extern "C" __global__ void __launch_bounds__(64) check_wrappers_copies(const __g
   cp_async_16(second, from + 4, valid);
   cp_async_commit();
   cp_async_4(third, from + 9, valid);
+  cp_async_8(fourth, from + 10, valid);
   cp_async_commit();
   cp_async_wait<1>();
   for (int i = 0; i < 4; i++) {
-    a.output[9 * t + i] = first[i];
-    a.output[9 * t + 4 + i] = second[i];
+    a.output[11 * t + i] = first[i];
+    a.output[11 * t + 4 + i] = second[i];
   }
   cp_async_wait<0>();
-  a.output[9 * t + 8] = third[0];
+  a.output[11 * t + 8] = third[0];
+  for (int i = 0; i < 2; i++) a.output[11 * t + 9 + i] = fourth[i];
 }
 KERNEL_EXPORT(check_wrappers_copies)
 

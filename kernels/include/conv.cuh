@@ -1,8 +1,24 @@
 // Convolution as implicit GEMM: how activations and filters are read as matrices. Activations NHWC, filters KRSC, outputs NPQK.
 //
-// `VEC`: channels come in whole 16-byte chunks; else every element is fetched by itself (stems of 3 channels, odd groups).
+// `VEC`: channels come in whole 16-byte chunks; else every element is fetched by itself (odd channels and groups). `PIECE`: elements of
+// an image that are fetched at once. In f32 the 4 channels of a stem's image are a chunk; in bf16 they are half of one (`STEM`): a chunk
+// holds two taps, and rows of filters and of their gradients are padded to whole chunks.
 #pragma once
 #include "gemm.cuh"
+
+constexpr int STEM = 4;
+template <class T, bool VEC> constexpr int PIECE_OF = VEC ? 16 / sizeof(T) : 1;
+// Elements of a filter's row of `taps` (tap, channel) as kernels store it.
+template <class T, bool VEC> DEVICE int row_length(int taps) {
+  constexpr int V = PIECE_OF<T, VEC>;
+  return (taps + V - 1) / V * V;
+}
+// Starts the copy of N elements, zeros where not `valid`; single ones are copied at once.
+template <int N, class T> DEVICE void fetch(T *to, const T *from, const T *anywhere, bool valid) {
+  if (N * sizeof(T) == 16) cp_async_16(to, valid ? from : anywhere, valid);
+  else if (N * sizeof(T) == 8) cp_async_8(to, valid ? from : anywhere, valid);
+  else *to = valid ? *from : from_f32<T>(0.f);
+}
 
 // One problem. Channels c and k are those of a whole tensor, cg and kg those of a group.
 struct ConvProblem {
@@ -16,7 +32,7 @@ static_assert(sizeof(ConvProblem) == 140, "cuda/src/conv.rs has the same");
 
 // Rows are pixels, columns (tap, channel): pixel `row` at tap (i, j) reads the image at (h + i, w + j), or at (h - i, w - j) when
 // the direction is -1. Zero outside the image.
-template <class T, int ROWS, int BK, bool VEC> struct Patches {
+template <class T, int ROWS, int BK, int PIECE> struct Patches {
   using Rows = Tile<T, ROWS, BK>;
   static constexpr int V = Rows::V, STEP = GEMM_THREADS / Rows::CHUNKS, COUNT = ROWS / STEP;
   const T *pixel[COUNT];  // of tap (0, 0), channel 0 of the group
@@ -41,24 +57,13 @@ template <class T, int ROWS, int BK, bool VEC> struct Patches {
     return (unsigned)(h[i] + dh) < (unsigned)height && (unsigned)(w[i] + dw) < (unsigned)width;
   }
   DEVICE void load(T *tile) {
-    if (VEC) {
-      const int tap = (uint32_t)k / by_group, channel = k - tap * group, up = (uint32_t)tap / by_taps_w;
+#pragma unroll
+    for (int e = 0; e < V; e += PIECE) {
+      const int tap = (uint32_t)(k + e) / by_group, channel = k + e - tap * group, up = (uint32_t)tap / by_taps_w;
       const int dh = direction * up, dw = direction * (tap - up * taps_w), offset = (dh * width + dw) * stride + channel;
 #pragma unroll
       for (int i = 0; i < COUNT; i++) {
-        const bool valid = tap < taps && inside(i, dh, dw);
-        cp_async_16(Rows::chunk(tile, row(i), chunk), valid ? pixel[i] + offset : anywhere, valid);
-      }
-    } else {
-#pragma unroll
-      for (int e = 0; e < V; e++) {
-        const int tap = (uint32_t)(k + e) / by_group, channel = k + e - tap * group, up = (uint32_t)tap / by_taps_w;
-        const int dh = direction * up, dw = direction * (tap - up * taps_w), offset = (dh * width + dw) * stride + channel;
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-          const bool valid = tap < taps && inside(i, dh, dw);
-          Rows::chunk(tile, row(i), chunk)[e] = valid ? pixel[i][offset] : from_f32<T>(0.f);
-        }
+        fetch<PIECE>(Rows::chunk(tile, row(i), chunk) + e, pixel[i] + offset, anywhere, tap < taps && inside(i, dh, dw));
       }
     }
     k += BK;
@@ -155,19 +160,19 @@ template <class T, int COLS, int BK, bool VEC> struct PixelColumns {
 };
 
 // Inputs of wgrad: rows are output pixels, columns (tap, channel), contiguous along the channels of the group.
-template <class T, int COLS, int BK, bool VEC> struct PatchColumns {
+template <class T, int COLS, int BK, int PIECE> struct PatchColumns {
   using Rows = Tile<T, BK, COLS>;
-  static constexpr int V = Rows::V, STEP = GEMM_THREADS / Rows::CHUNKS, COUNT = (BK + STEP - 1) / STEP, TAPS = VEC ? 1 : V;
+  static constexpr int V = Rows::V, STEP = GEMM_THREADS / Rows::CHUNKS, COUNT = (BK + STEP - 1) / STEP, TAPS = V / PIECE;
   const T *x;  // at channel 0 of the group
   const ConvProblem &a;
-  int dh[TAPS], dw[TAPS], channel[TAPS];  // of each column; dh is far outside where there is none
+  int dh[TAPS], dw[TAPS], channel[TAPS];  // of each piece of the chunk; dh is far outside where there is none
   uint32_t pixel, end;
 
   DEVICE PatchColumns(const T *x, const ConvProblem &a, int first_column, uint32_t pixel, uint32_t end)
       : x(x), a(a), pixel(pixel), end(end) {
 #pragma unroll
     for (int e = 0; e < TAPS; e++) {
-      const uint32_t column = first_column + threadIdx.x % Rows::CHUNKS * V + e, tap = column / a.by_cg, up = tap / a.by_s;
+      const uint32_t column = first_column + threadIdx.x % Rows::CHUNKS * V + e * PIECE, tap = column / a.by_cg, up = tap / a.by_s;
       const bool valid = column < a.r * a.s * a.cg;
       dh[e] = valid ? (int)up - (int)a.pad : -(1 << 28);
       dw[e] = (int)(tap - up * a.s) - (int)a.pad;
@@ -187,8 +192,7 @@ template <class T, int COLS, int BK, bool VEC> struct PatchColumns {
         const int h = (int)(p * a.stride) + dh[e], w = (int)(q * a.stride) + dw[e];
         const bool valid = at < end && (unsigned)h < a.h && (unsigned)w < a.w;
         const T *from = x + ((size_t)(image * a.h + h) * a.w + w) * a.c + channel[e];
-        if (VEC) cp_async_16(to, valid ? from : x, valid);
-        else to[e] = valid ? *from : from_f32<T>(0.f);
+        fetch<PIECE>(to + e * PIECE, from, x, valid);
       }
     }
     pixel += BK;

@@ -35,7 +35,7 @@ template <class Math, int BM, int BN, bool VEC> DEVICE void conv_dgrad(const Con
     h = rest / width, w = rest - h * width;
   };
 
-  Patches<T, BM, G::BK, VEC> dy;
+  Patches<T, BM, G::BK, PIECE_OF<T, VEC>> dy;
   dy.start();
   dy.anywhere = (const T *)args.dy;
   dy.height = a.p, dy.width = a.q, dy.stride = a.k, dy.group = a.kg, dy.taps = taps_h * taps_w, dy.taps_w = taps_w, dy.direction = -1;

@@ -22,7 +22,7 @@ struct ConvFpropArgs {
 };
 static_assert(sizeof(ConvFpropArgs) == 224, "cuda/src/conv.rs has the same");
 
-template <class Math, int BM, int BN, bool VEC> DEVICE void conv_fprop(const ConvFpropArgs &args) {
+template <class Math, int BM, int BN, bool VEC, int PIECE = PIECE_OF<typename Math::T, VEC>> DEVICE void conv_fprop(const ConvFpropArgs &args) {
   using T = typename Math::T;
   using G = Gemm<Math, BM, BN, Along::K, Along::K>;
   DYN_SHARED(T, shared);
@@ -30,7 +30,7 @@ template <class Math, int BM, int BN, bool VEC> DEVICE void conv_fprop(const Con
   const uint32_t tile = blockIdx.x / args.by_tiles, first_k = (blockIdx.x - tile * args.by_tiles.divisor) * BN, group = blockIdx.z;
   const uint32_t first_pixel = blockIdx.y * args.run + tile * BM, end = min((blockIdx.y + 1) * args.run, a.pixels);
 
-  Patches<T, BM, G::BK, VEC> x;
+  Patches<T, BM, G::BK, PIECE> x;
   x.start();
   x.anywhere = (const T *)args.x;
   x.height = a.h, x.width = a.w, x.stride = a.c, x.group = a.cg, x.taps = a.r * a.s, x.taps_w = a.s, x.direction = 1;
@@ -43,7 +43,7 @@ template <class Math, int BM, int BN, bool VEC> DEVICE void conv_fprop(const Con
     const int64_t at = ((int64_t)image * a.h + h) * a.w + w;
     x.place(i, (const T *)args.x + at * a.c + group * a.cg, h, w, pixel < end);
   }
-  const uint32_t taps = a.r * a.s * a.cg, first_filter = group * a.kg + first_k;
+  const uint32_t taps = row_length<T, VEC>(a.r * a.s * a.cg), first_filter = group * a.kg + first_k;
   DenseRows<T, BN, G::BK, VEC> w((const T *)args.w + (size_t)first_filter * taps, (int)a.kg - (int)first_k, taps);
 
   G gemm(shared);

@@ -52,7 +52,11 @@ DEVICE void cp_async_16(void *to, const void *from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :: "r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0) : "memory");
 }
-// As above, 4 bytes.
+// As above, 8 and 4 bytes, by way of the first level of cache.
+DEVICE void cp_async_8(void *to, const void *from, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
+               :: "r"(shared_address(to)), "l"(from), "r"(valid ? 8 : 0) : "memory");
+}
 DEVICE void cp_async_4(void *to, const void *from, bool valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
                :: "r"(shared_address(to)), "l"(from), "r"(valid ? 4 : 0) : "memory");
@@ -76,6 +80,7 @@ inline void mma_tile_tf32(float (&d)[MT * NT][4], const uint32_t (&a)[MT][4], co
 #define ldmatrix_x4(r, row) simgpu::ldmatrix(r, row, 4, false, SIMGPU_AT)
 #define ldmatrix_x4_trans(r, row) simgpu::ldmatrix(r, row, 4, true, SIMGPU_AT)
 #define cp_async_16(to, from, valid) simgpu::async_copy(to, from, 16, valid, SIMGPU_AT)
+#define cp_async_8(to, from, valid) simgpu::async_copy(to, from, 8, valid, SIMGPU_AT)
 #define cp_async_4(to, from, valid) simgpu::async_copy(to, from, 4, valid, SIMGPU_AT)
 inline void cp_async_commit() { simgpu::async_commit(); }
 template <int N> inline void cp_async_wait() { simgpu::async_wait(N); }

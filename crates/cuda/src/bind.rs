@@ -99,7 +99,7 @@ pub struct Bound {
     pub scratch_bytes: usize,
 }
 
-/// An operand: where, what shape, what dtype.
+/// An operand: where, what shape in memory, what dtype.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tensor {
     pub address: Address,
@@ -181,7 +181,7 @@ impl Divide {
 impl<'a> Bind<'a> {
     pub(crate) fn input(&self, i: usize) -> Tensor {
         let arg = &self.launch.inputs[i];
-        Tensor { address: self.addresses.inputs[i], shape: arg.shape, dtype: arg.dtype }
+        Tensor { address: self.addresses.inputs[i], shape: arg.stored, dtype: arg.dtype }
     }
 
     /// Input `i` where the op has so many.
@@ -191,7 +191,7 @@ impl<'a> Bind<'a> {
 
     pub(crate) fn output(&self, i: usize) -> Tensor {
         let arg = &self.launch.outputs[i];
-        Tensor { address: self.addresses.outputs[i], shape: arg.shape, dtype: arg.dtype }
+        Tensor { address: self.addresses.outputs[i], shape: arg.stored, dtype: arg.dtype }
     }
 
     pub(crate) fn state(&self, i: usize) -> Tensor {

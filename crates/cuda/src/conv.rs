@@ -1,7 +1,7 @@
 //! Convolutions as implicit GEMM: kernels/include/conv_{fprop,dgrad,wgrad}.cuh. The launch choice is here.
 
 use crate::bind::{Address, Bind, Blocks, Divide, Math, Tensor};
-use crate::{bn, conv_depthwise};
+use crate::{bn, conv_depthwise, conv_stem};
 use bytemuck::{Pod, Zeroable};
 use graph::{ConvArgs, Op};
 
@@ -137,13 +137,18 @@ impl Problem {
         self.pixels as usize
     }
 
+    /// Elements of a filter (tap, channel), in whole units of `lanes`.
+    fn row(&self, lanes: usize) -> usize {
+        (self.r * self.s * self.cg).next_multiple_of(lanes as u32) as usize
+    }
+
     /// Elements of a filter's window.
     pub(crate) fn taps(&self) -> usize {
         (self.r * self.s) as usize
     }
 }
 
-/// How a product is computed: on what units, whether channels come in whole 16-byte chunks.
+/// How a product is computed: on what units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Bf16,
@@ -173,10 +178,15 @@ impl Kind {
         }
     }
 
-    /// Do all operands come in whole, aligned 16-byte chunks of channels?
-    fn chunks(self, a: &Problem, tensors: &[Tensor]) -> bool {
-        let lanes = if self == Kind::Bf16 { 8 } else { 4 };
-        a.cg.is_multiple_of(lanes) && a.kg.is_multiple_of(lanes) && tensors.iter().all(|t| t.address.is_multiple_of(16))
+    /// Elements of 16 bytes.
+    fn lanes(self) -> usize {
+        if self == Kind::Bf16 { 8 } else { 4 }
+    }
+
+    /// Do operands come in whole, aligned 16-byte chunks of these channels?
+    fn chunks(self, channels: &[u32], tensors: &[Tensor]) -> bool {
+        let whole = channels.iter().all(|c| c.is_multiple_of(self.lanes() as u32));
+        whole && tensors.iter().all(|t| t.address.is_multiple_of(16))
     }
 }
 
@@ -230,11 +240,18 @@ enum Tail {
 
 fn launch_fprop(b: &mut Bind<'_>, args: ConvArgs, tail: Tail) {
     let (x, y, [bias, add]) = (b.input(0), b.output(0), added(b));
-    let kind = Kind::of(b, x);
-    let w = if kind == Kind::Bf16 { b.half(1) } else { b.input(1) };
+    let filter = b.input(1);
+    let (kind, stem) = (Kind::of(b, x), conv_stem::takes(x, filter));
+    let mut w = match kind {
+        _ if stem => conv_stem::widened(filter, x.dtype),
+        Kind::Bf16 => b.half(1),
+        _ => filter,
+    };
     let a = Problem::new(x, w, y, args);
     let tensors: Vec<_> = [x, w, y].into_iter().chain(add).collect();
-    let choices: &[Choice] = match (kind.chunks(&a, &tensors), kind) {
+    let chunks = kind.chunks(if stem { &[a.kg] } else { &[a.cg, a.kg] }, &tensors);
+    let choices: &[Choice] = match (chunks, kind) {
+        (true, Kind::Bf16) if stem => choices!("fprop_stem", "bf16": 128 x 64, 64 x 64, 64 x 32),
         (false, Kind::Bf16) => &[Choice { name: "conv_fprop_any_bf16", tile: [64, 64] }],
         (false, Kind::Tf32) => &[Choice { name: "conv_fprop_any_tf32", tile: [64, 64] }],
         (false, Kind::F32) => &[Choice { name: "conv_fprop_any_f32", tile: [64, 64] }],
@@ -251,6 +268,11 @@ fn launch_fprop(b: &mut Bind<'_>, args: ConvArgs, tail: Tail) {
         Tail::Stats { .. } => [b.scratch(0, moments), b.scratch(moments, moments)],
         Tail::Act { .. } => [0, 0],
     };
+    if stem {
+        let row = a.row(if chunks { kind.lanes() } else { 1 });
+        w.address = b.scratch((2 * moments).next_multiple_of(16), a.k as usize * row * w.dtype.size());
+        conv_stem::widen(b, filter, w, row);
+    }
     let address = |t: Option<Tensor>| t.map_or(0, |t| t.address);
     let args = FpropArgs {
         x: x.address,
@@ -312,7 +334,7 @@ pub(crate) fn dgrad(b: &mut Bind<'_>, args: ConvArgs) {
     let w = if kind == Kind::Bf16 { b.half(1) } else { b.input(1) };
     let a = Problem::new(dx, w, dy, args);
     let tensors: Vec<_> = [dy, w, dx].into_iter().chain(add).collect();
-    let choices: &[Choice] = match (kind.chunks(&a, &tensors), kind) {
+    let choices: &[Choice] = match (kind.chunks(&[a.cg, a.kg], &tensors), kind) {
         (false, Kind::Bf16) => &[Choice { name: "conv_dgrad_any_bf16", tile: [64, 64] }],
         (false, Kind::Tf32) => &[Choice { name: "conv_dgrad_any_tf32", tile: [64, 64] }],
         (false, Kind::F32) => &[Choice { name: "conv_dgrad_any_f32", tile: [64, 64] }],
@@ -337,9 +359,11 @@ pub(crate) fn wgrad(b: &mut Bind<'_>, args: ConvArgs) {
     if conv_depthwise::takes(args, x, dw) {
         return conv_depthwise::wgrad(b, args);
     }
-    let kind = Kind::of(b, x);
-    let a = Problem::new(x, dw, dy, args);
-    let choices: &[Choice] = match (kind.chunks(&a, &[x, dy, dw]), kind) {
+    let (kind, stem) = (Kind::of(b, x), conv_stem::takes(x, dw));
+    let a = Problem::new(x, if stem { conv_stem::widened(dw, dw.dtype) } else { dw }, dy, args);
+    let chunks = kind.chunks(if stem { &[a.kg] } else { &[a.cg, a.kg] }, &[x, dy, dw]);
+    let choices: &[Choice] = match (chunks, kind) {
+        (true, Kind::Bf16) if stem => choices!("wgrad_stem", "bf16": 64 x 128, 64 x 64, 32 x 64),
         (false, Kind::Bf16) => &[Choice { name: "conv_wgrad_any_bf16", tile: [64, 64] }],
         (false, Kind::Tf32) => &[Choice { name: "conv_wgrad_any_tf32", tile: [64, 64] }],
         (false, Kind::F32) => &[Choice { name: "conv_wgrad_any_f32", tile: [64, 64] }],
@@ -347,7 +371,7 @@ pub(crate) fn wgrad(b: &mut Bind<'_>, args: ConvArgs) {
         (true, Kind::Tf32) => choices!("wgrad", "tf32": 64 x 64, 32 x 64),
         (true, Kind::F32) => choices!("wgrad", "f32": 64 x 64, 32 x 64),
     };
-    let taps = (a.r * a.s * a.cg) as usize;
+    let taps = a.row(if chunks { kind.lanes() } else { 1 });
     // Splits fill the device, so the tile is the largest that wastes little.
     let Choice { name, tile } = choose([a.kg as usize, taps], 1, choices);
     let tiles = [(a.kg as usize).div_ceil(tile[0]), taps.div_ceil(tile[1])];
@@ -355,13 +379,15 @@ pub(crate) fn wgrad(b: &mut Bind<'_>, args: ConvArgs) {
     let step = if kind == Kind::Bf16 { 32 } else { 16 };
     let share = share(a.pixels as usize, tiles[0] * tiles[1] * groups as usize, step, b.sms as usize);
     let splits = (a.pixels as usize).div_ceil(share).max(1);
-    let elements = dw.elements();
-    let partial = if splits > 1 { b.scratch(0, splits * elements * 4) } else { dw.address };
+    let elements = a.k as usize * taps;
+    let partial = if splits > 1 || stem { b.scratch(0, splits * elements * 4) } else { dw.address };
     let by_tiles = Divide::by(tiles[0]);
     let args = WgradArgs { dy: dy.address, x: x.address, dw: partial, a, by_tiles, share: share as u32, pad: [0; 3] };
     let grid = [(tiles[0] * tiles[1]) as u32, splits as u32, groups];
     b.kernel(name, Blocks { grid, block: 128, shared_bytes: shared_bytes(tile) }, &args);
-    if splits > 1 {
+    if stem {
+        conv_stem::sum(b, partial, dw, [splits, taps]);
+    } else if splits > 1 {
         let sum = SumArgs { partial, dw: dw.address, n: elements as u32, splits: splits as u32 };
         b.kernel("conv_wgrad_sum", b.grid(elements), &sum);
     }

@@ -401,7 +401,8 @@ impl Executor {
     /// `left` += `right`, element by element, by the kernel of `Op::Accumulate`.
     pub fn add_parts(&mut self, left: &mut Part, right: &Part) -> Result<(), CudaError> {
         let shape = Shape::new(&[left.elements()]);
-        let arg = Arg { value: ValueId(0), loc: Loc { arena: Arena::Reduce, offset: 0 }, shape, dtype: Dtype::F32 };
+        let loc = Loc { arena: Arena::Reduce, offset: 0 };
+        let arg = Arg { value: ValueId(0), loc, shape, stored: shape, dtype: Dtype::F32 };
         let launch = Launch {
             node: NodeId(0),
             op: Op::Accumulate,

@@ -53,7 +53,7 @@ struct InputArgs {
     w: u32,
     out_w: u32,
     origin: [i32; 2],
-    pad: u32,
+    pixel_channels: u32,
 }
 const _: () = assert!(size_of::<InputArgs>() == 152);
 
@@ -74,11 +74,11 @@ fn table(b: &mut Bind<'_>, args: &ImageArgs, channels: usize, dtype: Dtype) -> A
     }
 }
 
-/// pixels, [crop], [flip] → image; with `swap`, the cell's size: …, mask, patches exchanged in the same pass.
+/// pixels, [crop], [flip] → image, in memory perhaps with a channel of zeros more; with `swap`, the cell's size: …, mask, patches exchanged in the same pass.
 pub(crate) fn input(b: &mut Bind<'_>, args: &ImageArgs, swap: Option<usize>) {
     let (pixels, image) = (b.input(0), b.output(0));
-    let [n, h, w, c] = pixels.dims();
-    let [out_h, out_w] = args.size;
+    let [n, h, w, pixel_channels] = pixels.dims();
+    let ([out_h, out_w], c) = (args.size, image.last());
     let mut rest = 1..;
     let mut next = |wanted: bool| if wanted { rest.next().map(|i| b.input(i)) } else { None };
     let (crop, flip, mask) = (next(args.crop), next(args.flip), next(swap.is_some()));
@@ -94,7 +94,7 @@ pub(crate) fn input(b: &mut Bind<'_>, args: &ImageArgs, swap: Option<usize>) {
         pixels: pixels.address,
         crop: address(crop),
         flip: address(flip),
-        table: table(b, args, c, image.dtype),
+        table: table(b, args, pixel_channels, image.dtype),
         image: image.address,
         swap,
         units: Divide::by(out_w * c / lanes),
@@ -105,7 +105,7 @@ pub(crate) fn input(b: &mut Bind<'_>, args: &ImageArgs, swap: Option<usize>) {
         w: count(w),
         out_w: count(out_w),
         origin: [origin(h, out_h), origin(w, out_w)],
-        pad: 0,
+        pixel_channels: count(pixel_channels),
     };
     let name = match (image.is_bf16(), lanes) {
         (false, 1) => "image_input_f32_one",

@@ -9,9 +9,9 @@ use crate::transfer::numbers;
 use graph::Section;
 use plan::{Arena, Arg, Launch, NonFinite, Plan, Scalars};
 use std::ops::ControlFlow;
-use tensor::Dtype;
+use tensor::{Dtype, Shape};
 
-/// A launch that ran, and the bytes of its operands, in the dtypes of the plan.
+/// A launch that ran, and the bytes of its operands, in the shapes and dtypes of the plan.
 #[derive(Debug)]
 pub struct Seen<'a> {
     pub launch: &'a Launch,
@@ -30,6 +30,15 @@ pub struct Looked {
     pub section: Section,
     /// The rank's micro-batch, in a body.
     pub slot: usize,
+}
+
+/// The bytes of a value as they lie in memory, in the value's own shape: an image without its fourth channel.
+fn narrow((bytes, arg): (Vec<u8>, &Arg)) -> Vec<u8> {
+    if arg.stored == arg.shape {
+        return bytes;
+    }
+    let pixel = |shape: Shape| shape.dims().last().map_or(1, |channels| channels * arg.dtype.size());
+    bytes.chunks_exact(pixel(arg.stored)).flat_map(|p| &p[..pixel(arg.shape)]).copied().collect()
 }
 
 impl Executor {
@@ -51,7 +60,7 @@ impl Executor {
         let slot_bytes = plan.placement.layout.carry_bytes;
         let places = |args: &[Arg]| -> Vec<(Address, usize)> {
             let place = |a: &Arg| {
-                let bytes = a.shape.elements() * a.dtype.size();
+                let bytes = a.stored.elements() * a.dtype.size();
                 let all = a.loc.arena == Arena::Carry && section == Section::Update;
                 let more = if all { (scalars.micro_units.len().max(1) - 1) * slot_bytes } else { 0 };
                 (self.map().address(plan, a, section), bytes + more)
@@ -63,9 +72,12 @@ impl Executor {
                 stepped(step, &self.stream)?; // the executor's own upkeep
                 continue;
             };
-            let (inputs, states_before) = (self.fetch(&places(&launch.inputs))?, self.fetch(&places(&launch.states))?);
+            let see = |args: &[Arg]| -> Result<Vec<Vec<u8>>, CudaError> {
+                Ok(self.fetch(&places(args))?.into_iter().zip(args).map(narrow).collect())
+            };
+            let (inputs, states_before) = (see(&launch.inputs)?, see(&launch.states)?);
             stepped(step, &self.stream)?;
-            let (outputs, states) = (self.fetch(&places(&launch.outputs))?, self.fetch(&places(&launch.states))?);
+            let (outputs, states) = (see(&launch.outputs)?, see(&launch.states)?);
             let seen = Seen { launch, inputs, states_before, outputs, states, slot_bytes };
             if let ControlFlow::Break(found) = visit(&seen) {
                 return Ok(Some(found));
@@ -94,7 +106,7 @@ impl Executor {
             stepped(step, &self.stream)?;
             for output in launch.outputs.iter().filter(|o| matches!(o.dtype, Dtype::F32 | Dtype::Bf16)) {
                 let place =
-                    (self.map().address(plan, output, Section::Body), output.shape.elements() * output.dtype.size());
+                    (self.map().address(plan, output, Section::Body), output.stored.elements() * output.dtype.size());
                 let bytes = self.fetch(&[place])?.swap_remove(0);
                 if found.is_none() && numbers(&bytes, output.dtype).iter().any(|x| !x.is_finite()) {
                     found = Some(NonFinite { path: step.path.clone(), op: step.op });

@@ -9,6 +9,7 @@ mod bn;
 mod bn_ranks;
 mod conv;
 mod conv_depthwise;
+mod conv_stem;
 mod driver;
 mod elementwise;
 mod error;

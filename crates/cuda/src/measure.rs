@@ -78,7 +78,8 @@ impl Executor {
             let done = self.stream.fill(factor.address, 0x3f, factor.bytes);
             done.map_err(|fault| CudaError::Driver { what: "filling memory".into(), fault })?;
         }
-        let arg = |shape| Arg { value: ValueId(0), loc: Loc { arena: Arena::Work, offset: 0 }, shape, dtype };
+        let loc = Loc { arena: Arena::Work, offset: 0 };
+        let arg = |shape| Arg { value: ValueId(0), loc, shape, stored: shape, dtype };
         let launch = Launch {
             node: NodeId(0),
             op: Op::Conv(ConvArgs { stride: 1, pad: 0, groups: 1 }),

@@ -199,7 +199,7 @@ pub(crate) struct Carried {
 
 impl Carried {
     pub(crate) fn of(plan: &Plan, phase: usize) -> Carried {
-        let span = |a: &Arg| a.loc.offset..(a.loc.offset + a.shape.elements() * a.dtype.size()).next_multiple_of(256);
+        let span = |a: &Arg| a.loc.offset..(a.loc.offset + a.stored.elements() * a.dtype.size()).next_multiple_of(256);
         let (mut read, mut made) = (vec![], vec![]);
         for launch in plan.section(phase, Section::Body) {
             let carried =

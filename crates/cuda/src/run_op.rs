@@ -129,7 +129,8 @@ fn half(x: &HostTensor) -> Vec<u8> {
 }
 
 fn launch(run: &OpRun<'_>) -> Launch {
-    let arg = |shape, dtype| Arg { value: ValueId(0), loc: Loc { arena: Arena::Work, offset: 0 }, shape, dtype };
+    let loc = Loc { arena: Arena::Work, offset: 0 };
+    let arg = |shape, dtype| Arg { value: ValueId(0), loc, shape, stored: shape, dtype };
     Launch {
         node: NodeId(0),
         op: run.op.clone(),

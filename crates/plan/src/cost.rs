@@ -1,8 +1,8 @@
 //! What a launch costs: bytes moved if each distinct input is read once and each output written once, and FLOPs of
-//! matrix products. Counted in the dtypes of the graph, whatever an executor stores.
+//! matrix products. Counted in the dtypes of the graph, whatever an executor stores, and in the shapes of values in memory.
 
 use graph::{ConvArgs, Graph, Node, Op, Precision};
-use tensor::Dtype;
+use tensor::{Dtype, Shape};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
@@ -11,8 +11,13 @@ pub struct Cost {
     pub flops: u64,
 }
 
-pub fn cost(graph: &Graph, node: &Node) -> Cost {
-    let bytes = |v: &graph::ValueId| (graph.shape(*v).elements() * graph.value(*v).dtype.size()) as u64;
+pub fn cost(graph: &Graph, node: &Node, stored: &[Shape]) -> Cost {
+    let bytes = |v: &graph::ValueId| (stored[v.0 as usize].elements() * graph.value(*v).dtype.size()) as u64;
+    // Bytes of its image that a convolution touches: a strided 1×1 skips the rest.
+    let touched = |kernel: usize, a: ConvArgs| {
+        let (d, skip) = (stored[node.inputs[0].0 as usize].dims(), if kernel == 1 { a.stride } else { 1 });
+        (d[0] * d[1].div_ceil(skip) * d[2].div_ceil(skip) * d[3] * graph.value(node.inputs[0]).dtype.size()) as u64
+    };
     let mut inputs = node.inputs.clone();
     inputs.sort();
     inputs.dedup();
@@ -23,12 +28,12 @@ pub fn cost(graph: &Graph, node: &Node) -> Cost {
     };
     match &node.op {
         Op::Conv(a) | Op::ConvStats { conv: a, .. } | Op::ConvAct { conv: a, .. } => {
-            cost.read -= bytes(&node.inputs[0]) - touched(graph, node.inputs[0], node.inputs[1], *a);
+            cost.read -= bytes(&node.inputs[0]) - touched(graph.shape(node.inputs[1]).dims()[1], *a);
             cost.read -= half_weight(graph, bytes(&node.inputs[1]));
         }
         Op::ConvDgrad { .. } => cost.read -= half_weight(graph, bytes(&node.inputs[1])),
         Op::ConvWgrad { conv, .. } => {
-            cost.read -= bytes(&node.inputs[0]) - touched(graph, node.inputs[0], node.outputs[0], *conv);
+            cost.read -= bytes(&node.inputs[0]) - touched(graph.shape(node.outputs[0]).dims()[1], *conv);
         }
         Op::Sgd(_) | Op::Lars(_) => {
             let each = |f: fn(&graph::SgdParam) -> graph::StateId| -> u64 {
@@ -47,14 +52,6 @@ pub fn cost(graph: &Graph, node: &Node) -> Cost {
         _ => {}
     }
     cost
-}
-
-/// Bytes of x that a convolution touches: a strided 1×1 skips the rest.
-fn touched(graph: &Graph, x: graph::ValueId, w: graph::ValueId, a: ConvArgs) -> u64 {
-    let (shape, kernel) = (graph.shape(x), graph.shape(w).dims()[1]);
-    let d = shape.dims();
-    let skip = if kernel == 1 { a.stride } else { 1 };
-    (d[0] * d[1].div_ceil(skip) * d[2].div_ceil(skip) * d[3] * graph.value(x).dtype.size()) as u64
 }
 
 /// What reading a weight's bf16 copy saves over its f32 master.

@@ -18,6 +18,7 @@ mod place;
 mod print;
 mod scalars;
 mod step;
+mod stored;
 
 pub use bucket::{Bucket, ReduceLayout, bucket};
 pub use check::{CheckError, check};

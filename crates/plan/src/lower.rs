@@ -15,6 +15,8 @@ pub struct Arg {
     pub value: ValueId,
     pub loc: Loc,
     pub shape: Shape,
+    /// The shape in memory: an image may have a fourth channel of zeros.
+    pub stored: Shape,
     pub dtype: Dtype,
 }
 
@@ -58,8 +60,8 @@ impl Plan {
 
     /// The operand form of a value.
     pub fn arg(&self, value: ValueId) -> Arg {
-        let v = self.graph.value(value);
-        Arg { value, loc: self.loc(value), shape: v.shape, dtype: v.dtype }
+        let graph::Value { shape, dtype, .. } = *self.graph.value(value);
+        Arg { value, loc: self.loc(value), shape, stored: self.placement.stored[value.0 as usize], dtype }
     }
 }
 
@@ -77,7 +79,8 @@ pub fn lower(step: StepGraph, placement: Placement, reduce: ReduceLayout) -> Pla
         let args = |ids: &[ValueId]| ids.iter().map(|&v| plan.arg(v)).collect();
         let states = node.op.states().into_iter().map(|s| {
             let graph::State { shape, dtype, .. } = *plan.graph.state(s);
-            Arg { value: ValueId(u32::MAX), loc: plan.placement.states[s.0 as usize], shape, dtype }
+            let (value, loc) = (ValueId(u32::MAX), plan.placement.states[s.0 as usize]);
+            Arg { value, loc, shape, stored: shape, dtype }
         });
         let launch = Launch {
             node: id,
@@ -86,7 +89,7 @@ pub fn lower(step: StepGraph, placement: Placement, reduce: ReduceLayout) -> Pla
             inputs: args(&node.inputs),
             outputs: args(&node.outputs),
             states: states.collect(),
-            cost: cost(&plan.graph, node),
+            cost: cost(&plan.graph, node, &plan.placement.stored),
         };
         let at = plan.launches.len();
         match plan.sections.last_mut() {

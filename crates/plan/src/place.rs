@@ -106,6 +106,7 @@ pub struct Layout {
 #[derive(Clone, Debug)]
 pub struct Placement {
     pub locs: Vec<Option<Loc>>,
+    pub stored: Vec<Shape>,
     pub states: Vec<Loc>,
     pub layout: Layout,
     pub work_bytes: usize,
@@ -141,7 +142,8 @@ pub fn place(
     let states = locate_states(graph, storage, table);
     let layout = shared.cloned().unwrap_or_else(|| new_layout(step, reduce, storage));
     let mut locs: Vec<Option<Loc>> = vec![None; graph.values.len()];
-    let size = |v: ValueId| storage.size(graph.shape(v), graph.value(v).dtype);
+    let stored = crate::stored::stored(step, storage);
+    let size = |v: ValueId| storage.size(stored[v.0 as usize], graph.value(v).dtype);
     let (mut batch_bytes, mut prepared_bytes) = (0, 0);
     let bump = |arena, total: &mut usize, bytes: usize| {
         let offset = *total;
@@ -176,7 +178,7 @@ pub fn place(
             locs[node.outputs[0].0 as usize] = at;
         }
     }
-    Placement { locs, states, layout, work_bytes, batch_bytes, prepared_bytes, storage }
+    Placement { locs, stored, states, layout, work_bytes, batch_bytes, prepared_bytes, storage }
 }
 
 /// States in the order of the optimizer first, so that a range of parameters is a slice.

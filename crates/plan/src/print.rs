@@ -90,8 +90,8 @@ impl Plan {
     /// Bytes of the work arena alive during each node.
     pub fn live_bytes(&self) -> Vec<usize> {
         let in_work = |v: ValueId| self.placement.locs[v.0 as usize].is_some_and(|loc| loc.arena == Arena::Work);
-        let size = |v: ValueId| self.placement.storage.size(self.graph.shape(v), self.graph.value(v).dtype);
-        live_bytes(&self.graph, &self.phases, |v| if in_work(v) { size(v) } else { 0 })
+        let size = |arg: Arg| self.placement.storage.size(arg.stored, arg.dtype);
+        live_bytes(&self.graph, &self.phases, |v| if in_work(v) { size(self.arg(v)) } else { 0 })
     }
 
     /// Bytes read and written and FLOPs of bodies and updates, per image row of the micro-batch.

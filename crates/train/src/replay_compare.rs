@@ -184,7 +184,8 @@ mod tests {
     use tensor::Shape;
 
     fn arg(dtype: Dtype, n: usize) -> Arg {
-        Arg { value: ValueId(0), loc: Loc { arena: Arena::Work, offset: 0 }, shape: Shape::new(&[n]), dtype }
+        let (loc, shape) = (Loc { arena: Arena::Work, offset: 0 }, Shape::new(&[n]));
+        Arg { value: ValueId(0), loc, shape, stored: shape, dtype }
     }
 
     fn bytes(values: &[f32]) -> Vec<u8> {

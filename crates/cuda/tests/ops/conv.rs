@@ -89,6 +89,50 @@ fn splits_of_wgrad_are_summed_in_order() {
     check(geometry([2, 25, 26, 8], 16, 3, 1, 1), 8);
 }
 
+/// Images in pixels of four channels: outputs with and without a tail, their statistics, and filters' gradients.
+#[test]
+fn stems() {
+    let cases = [
+        // CIFAR's, ragged tiles of pixels: nine taps are four chunks of bf16 and a half; two and more splits of wgrad.
+        (geometry([2, 9, 7, 3], 16, 3, 1, 1), 2),
+        (geometry([2, 25, 26, 3], 16, 3, 1, 1), 8),
+        (geometry([2, 25, 26, 3], 64, 3, 1, 1), 8),
+        // ImageNet's, even and odd images: each tile, 49 taps.
+        (geometry([2, 33, 31, 3], 64, 7, 2, 3), 2),
+        (geometry([2, 32, 32, 3], 64, 7, 2, 3), 8),
+        (geometry([1, 16, 15, 3], 72, 7, 2, 3), 100),
+        // Filters in no whole chunks: element by element. One pixel a filter; an image smaller than the filter's reach.
+        (geometry([2, 8, 8, 3], 10, 3, 2, 1), 2),
+        (geometry([2, 5, 5, 3], 8, 1, 1, 0), 2),
+        (geometry([3, 1, 1, 3], 8, 3, 1, 1), 2),
+    ];
+    for (dtype, math, tolerance) in KINDS {
+        for (g, sms) in cases {
+            let (x, w, dy) = (floats(dtype, &g.x, 1.0, 1), g.filters(Dtype::F32), floats(dtype, &g.y(), 1.0, 3));
+            let case = |op: Op, inputs: Vec<HostTensor>| {
+                let name = format!("stem {op:?} {:?} by {} {:?} {dtype} {math:?} sms {sms}", g.x, g.k, g.kernel);
+                Case { math, sms, wide: [1, 0], ..Case::new(&name, op, inputs) }
+            };
+            let (bias, shortcut) = (floats(Dtype::F32, &[g.k], 1.0, 4), dy.clone());
+            case(Op::Conv(g.args), vec![x.clone(), w.clone()]).check(tolerance);
+            let act = Op::ConvAct { conv: g.args, relu: true };
+            case(act, vec![x.clone(), w.clone(), bias, shortcut]).check(tolerance);
+            let stats = Op::ConvStats { conv: g.args, groups: g.x[0] };
+            case(stats, vec![x.clone(), w]).check(tolerance.max(2e-5) * 4.0);
+            case(Op::ConvWgrad { conv: g.args, kernel: g.kernel }, vec![x, dy]).check(tolerance);
+        }
+    }
+}
+
+/// More than 256 tiles, whose moments are merged in two steps while the filters lie in the same working memory.
+#[test]
+fn statistics_of_a_stem_in_two_steps() {
+    let g = geometry([1, 130, 131, 3], 16, 3, 1, 1);
+    let (x, w) = (floats(Dtype::Bf16, &g.x, 1.0, 1), g.filters(Dtype::F32));
+    let case = Case::new("stem statistics in two steps", Op::ConvStats { conv: g.args, groups: 1 }, vec![x, w]);
+    Case { wide: [1, 0], ..case }.check(2e-2);
+}
+
 #[test]
 fn any_channels() {
     // Stems: 1 and 3 channels, 3x3 and 7x7 stride 2.

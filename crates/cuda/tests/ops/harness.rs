@@ -28,6 +28,8 @@ pub(crate) struct Case {
     pub carried: Vec<(usize, Vec<u8>)>,
     /// Bytes past 16-byte alignment at which inputs and outputs lie, as the rows of a batch slice may.
     pub shift: usize,
+    /// Of the first inputs and outputs, how many are images that lie with a fourth channel of zeros on the device.
+    pub wide: [usize; 2],
 }
 
 impl Case {
@@ -46,6 +48,7 @@ impl Case {
             sms: 2,
             carried: vec![],
             shift: 0,
+            wide: [0; 2],
         }
     }
 
@@ -54,12 +57,16 @@ impl Case {
     #[track_caller]
     pub(crate) fn check(&self, tolerance: f64) {
         let shapes = self.outputs();
+        let (device, stored) = self.on_device(&shapes);
+        let narrow = |written: Vec<Vec<u8>>| self.narrow(written, &shapes);
         if let Some(launch) = launcher() {
-            let runs = SCHEDULES.map(|s| (format!("{s:?}"), self.on_kernels(launch, &shapes, s)));
+            let runs = SCHEDULES.map(|s| (format!("{s:?}"), narrow(device.on_kernels(launch, &stored, s))));
             return self.compare(&shapes, &self.on_cpu(&shapes), &runs, tolerance);
         }
         let runs = |sms: u32| {
-            let run = |i: usize| Some((format!("{sms} multiprocessors, run {i}"), hardware::run(self, &shapes, sms)?));
+            let run = |i: usize| {
+                Some((format!("{sms} multiprocessors, run {i}"), narrow(hardware::run(&device, &stored, sms)?)))
+            };
             (1..=2).map(run).collect::<Option<Vec<_>>>()
         };
         let (Some(forced), Some(own)) = (runs(self.sms), runs(0)) else {
@@ -67,6 +74,28 @@ impl Case {
         };
         let expected = self.on_cpu(&shapes);
         [forced, own].iter().for_each(|runs| self.compare(&shapes, &expected, runs, tolerance));
+    }
+
+    /// The case and its outputs with images as they lie on the device.
+    fn on_device(&self, shapes: &[(Shape, Dtype)]) -> (Case, Vec<(Shape, Dtype)>) {
+        let (mut device, mut stored) = (self.clone(), shapes.to_vec());
+        for x in &mut device.inputs[..self.wide[0]] {
+            let pixels = x.bytes().chunks_exact(3 * x.dtype().size());
+            let bytes: Vec<u8> = pixels.flat_map(|p| [p, &vec![0; x.dtype().size()]].concat()).collect();
+            *x = HostTensor::from_bytes(x.dtype(), wide(x.shape()), &bytes).expect("as many bytes as the shape has");
+        }
+        stored[..self.wide[1]].iter_mut().for_each(|s| s.0 = wide(s.0));
+        (device, stored)
+    }
+
+    /// What the device wrote without the fourth channel, which is zero.
+    fn narrow(&self, mut written: Vec<Vec<u8>>, shapes: &[(Shape, Dtype)]) -> Vec<Vec<u8>> {
+        for (bytes, (_, dtype)) in written.iter_mut().zip(shapes).take(self.wide[1]) {
+            let pixels = bytes.chunks_exact(4 * dtype.size()).map(|p| p.split_at(3 * dtype.size()));
+            assert!(pixels.clone().all(|p| p.1.iter().all(|&b| b == 0)), "{}: a fourth channel", self.name);
+            *bytes = pixels.flat_map(|p| p.0).copied().collect();
+        }
+        written
     }
 
     /// The first run with the CPU, the others with the first.
@@ -209,7 +238,8 @@ impl Case {
             if in_place { vec![Memory::shifted(self.shift, size(&shapes[0]), Some(self.data(0)))] } else { outputs };
         let scalars = cuda::bind::encode_scalars(&self.scalars);
         let scalars = Memory::new(scalars.len(), Some(&scalars));
-        let arg = |shape, dtype| Arg { value: ValueId(0), loc: Loc { arena: Arena::Work, offset: 0 }, shape, dtype };
+        let loc = Loc { arena: Arena::Work, offset: 0 };
+        let arg = |shape, dtype| Arg { value: ValueId(0), loc, shape, stored: shape, dtype };
         let node = Launch {
             node: NodeId(0),
             op: self.op.clone(),
@@ -258,6 +288,13 @@ impl Case {
             Command::Kernel(kernel) => stand_in::launch(launch, kernel, schedule, &self.name),
         }
     }
+}
+
+/// An image of three channels as it lies with four.
+fn wide(shape: Shape) -> Shape {
+    let d = shape.dims();
+    assert_eq!((d.len(), d[3]), (4, 3), "an image");
+    Shape::new(&[d[0], d[1], d[2], 4])
 }
 
 /// The bytes as elements, wherever they lie.

@@ -17,8 +17,21 @@ fn check_input(name: &str, op: &Op, inputs: &[HostTensor]) {
     for (precision, tolerance) in [(Precision::F32, 0.0), (Precision::Bf16, 4e-3)] {
         for shift in [0, 4] {
             let case = Case::new(&format!("{name} {precision:?} shift {shift}"), op.clone(), inputs.to_vec());
-            Case { precision, shift, ..case }.check(tolerance);
+            let case = Case { precision, shift, ..case };
+            case.check(tolerance);
+            if inputs[0].shape()[3] == 3 {
+                Case { name: format!("{} in pixels of 4", case.name), wide: [0, 1], ..case }.check(tolerance);
+            }
         }
+    }
+}
+
+/// The case, and again in pixels of four channels where its images have three.
+#[track_caller]
+fn check_wide(case: Case, tolerance: f64) {
+    case.check(tolerance);
+    if case.inputs[0].shape().dims().get(3) == Some(&3) {
+        Case { name: format!("{} in pixels of 4", case.name), wide: [1, 1], ..case }.check(tolerance);
     }
 }
 
@@ -88,7 +101,7 @@ fn patch_swap() {
                     let x = floats(dtype, &[4, size[0], size[1], c], 2.0, 5);
                     let name = format!("patches of {size:?}x{c}, cells of {cell}, {dtype} shift {shift}");
                     let case = Case::new(&name, Op::PatchSwap { cell }, vec![x, mask(2, size, cell)]);
-                    Case { shift, ..case }.check(0.0);
+                    check_wide(Case { shift, ..case }, 0.0);
                 }
             }
         }
@@ -110,13 +123,13 @@ fn boxes_pasted_and_erased() {
                     let inputs = vec![x.clone(), permutation, ints(&[4], |i| cut[i])];
                     let case =
                         Case::new(&format!("paste {cut:?} of {shape:?} {dtype} shift {shift}"), Op::PasteBox, inputs);
-                    Case { shift, ..case }.check(0.0);
+                    check_wide(Case { shift, ..case }, 0.0);
                     if k == 0 {
                         let boxes = ints(&[6, 4], |i| cuts[i / 4][i % 4]);
                         let op = Op::EraseBoxes { fill: [0.25, -1.5, 3.0] };
                         let case =
                             Case::new(&format!("erase {shape:?} {dtype} shift {shift}"), op, vec![x.clone(), boxes]);
-                        Case { shift, ..case }.check(0.0);
+                        check_wide(Case { shift, ..case }, 0.0);
                     }
                 }
             }
@@ -127,8 +140,8 @@ fn boxes_pasted_and_erased() {
 #[test]
 fn mixed_rows_and_gradient() {
     for dtype in FLOATS {
-        // [6,33,40]: several blocks in a loop, whole units. [5,7]: one element a thread. [3,1]: a column. [2,8,4,80]: two tiles and a part.
-        for shape in [&[6, 33, 40][..], &[5, 7], &[3, 1], &[2, 8, 4, 80]] {
+        // [6,33,40]: several blocks in a loop, whole units. [5,7]: one element a thread. [3,1]: a column. [2,8,4,80]: two tiles and a part. [4,5,7,3]: images.
+        for shape in [&[6, 33, 40][..], &[5, 7], &[3, 1], &[2, 8, 4, 80], &[4, 5, 7, 3]] {
             for (lambda, shift) in [(0.3, 0), (1.0, 4)] {
                 let lambda = HostTensor::from_f32(Dtype::F32, tensor::Shape::new(&[]), &[lambda]).unwrap();
                 let n = shape[0] as i32;
@@ -136,7 +149,7 @@ fn mixed_rows_and_gradient() {
                 let name = format!("{shape:?} {dtype} shift {shift}");
                 let inputs = vec![x.clone(), ints(&[shape[0]], |i| (i as i32 + 2) % n), lambda.clone()];
                 let case = Case::new(&format!("mix {name}"), Op::MixRows, inputs.clone());
-                Case { shift, ..case }.check(tolerance(dtype));
+                check_wide(Case { shift, ..case }, tolerance(dtype));
                 let case = Case::new(&format!("mix grad {name}"), Op::MixRowsGrad, inputs);
                 Case { shift, ..case }.check(tolerance(dtype));
                 // Not a permutation: a row that several took, and rows that none took.

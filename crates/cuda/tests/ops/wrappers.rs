@@ -203,10 +203,10 @@ fn asynchronous_copies() {
             let from = &input[12 * t..];
             let valid = |x: u32| if t % 3 != 0 { x } else { 0 };
             let second = from[4..8].iter().map(|&x| valid(x));
-            from[..4].iter().copied().chain(second).chain([valid(from[9])]).collect::<Vec<u32>>()
+            from[..4].iter().copied().chain(second).chain([9, 10, 11].map(|i| valid(from[i]))).collect::<Vec<u32>>()
         })
         .collect();
-    Check::new("check_wrappers_copies", 64, 64 * 36).expect(&input, &expected);
+    Check::new("check_wrappers_copies", 64, 64 * 44).expect(&input, &expected);
 }
 
 /// The multiple of 2^`dropped` of the bits that is nearest to a float that is no NaN; `tie` chooses of the lower and the upper.

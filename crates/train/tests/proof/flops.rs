@@ -38,7 +38,7 @@ pub(crate) fn plan(method: MethodSpec, [student, teacher]: [&str; 2], units: usi
 fn counted(text: &str, nets: [&str; 2]) -> f64 {
     let units = 4;
     let plan = plan(toml::from_str(text).unwrap(), nets, units);
-    let flops: u64 = plan.graph.nodes.iter().map(|node| cost(&plan.graph, node).flops).sum();
+    let flops: u64 = plan.graph.nodes.iter().map(|node| cost(&plan.graph, node, &plan.placement.stored).flops).sum();
     flops as f64 / 2.0 / units as f64
 }
 
