@@ -184,7 +184,7 @@ impl Kind {
     }
 
     /// Do operands come in whole, aligned 16-byte chunks of these channels?
-    fn chunks(self, channels: &[u32], tensors: &[Tensor]) -> bool {
+    fn chunks(self, channels: [u32; 2], tensors: &[Tensor]) -> bool {
         let whole = channels.iter().all(|c| c.is_multiple_of(self.lanes() as u32));
         whole && tensors.iter().all(|t| t.address.is_multiple_of(16))
     }
@@ -249,7 +249,7 @@ fn launch_fprop(b: &mut Bind<'_>, args: ConvArgs, tail: Tail) {
     };
     let a = Problem::new(x, w, y, args);
     let tensors: Vec<_> = [x, w, y].into_iter().chain(add).collect();
-    let chunks = kind.chunks(if stem { &[a.kg] } else { &[a.cg, a.kg] }, &tensors);
+    let chunks = kind.chunks([if stem { a.kg } else { a.cg }, a.kg], &tensors);
     let choices: &[Choice] = match (chunks, kind) {
         (true, Kind::Bf16) if stem => choices!("fprop_stem", "bf16": 128 x 64, 64 x 64, 64 x 32),
         (false, Kind::Bf16) => &[Choice { name: "conv_fprop_any_bf16", tile: [64, 64] }],
@@ -334,7 +334,7 @@ pub(crate) fn dgrad(b: &mut Bind<'_>, args: ConvArgs) {
     let w = if kind == Kind::Bf16 { b.half(1) } else { b.input(1) };
     let a = Problem::new(dx, w, dy, args);
     let tensors: Vec<_> = [dy, w, dx].into_iter().chain(add).collect();
-    let choices: &[Choice] = match (kind.chunks(&[a.cg, a.kg], &tensors), kind) {
+    let choices: &[Choice] = match (kind.chunks([a.cg, a.kg], &tensors), kind) {
         (false, Kind::Bf16) => &[Choice { name: "conv_dgrad_any_bf16", tile: [64, 64] }],
         (false, Kind::Tf32) => &[Choice { name: "conv_dgrad_any_tf32", tile: [64, 64] }],
         (false, Kind::F32) => &[Choice { name: "conv_dgrad_any_f32", tile: [64, 64] }],
@@ -361,7 +361,7 @@ pub(crate) fn wgrad(b: &mut Bind<'_>, args: ConvArgs) {
     }
     let (kind, stem) = (Kind::of(b, x), conv_stem::takes(x, dw));
     let a = Problem::new(x, if stem { conv_stem::widened(dw, dw.dtype) } else { dw }, dy, args);
-    let chunks = kind.chunks(if stem { &[a.kg] } else { &[a.cg, a.kg] }, &[x, dy, dw]);
+    let chunks = kind.chunks([if stem { a.kg } else { a.cg }, a.kg], &[x, dy, dw]);
     let choices: &[Choice] = match (chunks, kind) {
         (true, Kind::Bf16) if stem => choices!("wgrad_stem", "bf16": 64 x 128, 64 x 64, 32 x 64),
         (false, Kind::Bf16) => &[Choice { name: "conv_wgrad_any_bf16", tile: [64, 64] }],

@@ -2,7 +2,9 @@
 
 use crate::support::{assert_text, body, fused, input, one_phase, options};
 use plan::{Arena, Fusion, Options, StateTable, StepGraph, Storage, compile};
-use spec::{BnMode, Builder, Graph, ImageArgs, Init, Losses, Net, Op, Place, Precision, Section, StateKind, ValueId};
+use spec::{
+    BnMode, Builder, Expr, Graph, ImageArgs, Init, Losses, Net, Op, Place, Precision, Section, StateKind, ValueId,
+};
 use tensor::Dtype;
 
 /// A graph with images [n,6,6,3] and their labels.
@@ -251,6 +253,11 @@ fn what_is_trained_is_not_folded() {
 
 /// Two views of pairs of 8-bit images, patches exchanged; one classifier; the losses of IPS.
 fn ips() -> StepGraph {
+    ips_of(|_, image| image)
+}
+
+/// As above, of what `stem` makes of the images.
+fn ips_of(stem: impl for<'g> Fn(&Net<'g>, Expr<'g>) -> Expr<'g>) -> StepGraph {
     let mut graph = Graph::new(Precision::F32, [2, 0]);
     let pixels = input(&mut graph, "pixels", 2, &[6, 6, 3], Dtype::U8);
     let flip = input(&mut graph, "flip", 2, &[], Dtype::I32);
@@ -262,7 +269,8 @@ fn ips() -> StepGraph {
     let b = Builder::new(graph);
     let losses = {
         let swapped = b.expr(image).patch_swap(b.expr(mask), 3);
-        let logits = student(&b).linear("fc", swapped.mean_hw(), 5);
+        let net = student(&b);
+        let logits = net.linear("fc", stem(&net, swapped).mean_hw(), 5);
         let (first, second) = logits.halves();
         let kd = 0.5 * (first.kl(second.detach(), 4.0) + second.kl(first.detach(), 4.0));
         Losses::new().term("ce", 1.0, logits.cross_entropy(b.expr(label))).term("kd", 16.0, kd)
@@ -310,6 +318,24 @@ fn ips_becomes_one_input_and_one_loss() {
           %24: f32[5, 3] = matmul(TN)(%23, %6)  ; student/fc
           %25: f32[5] = column_sum(%23)  ; student/fc
     ");
+}
+
+/// On a device images that convolutions and image ops alone read lie in pixels of four channels, all of a step or none.
+#[test]
+fn images_of_convolutions_have_a_fourth_channel_in_memory() {
+    let images = |step: StepGraph, storage: Storage| -> Vec<usize> {
+        let options = Options { storage, ..options(Fusion::Off) };
+        let plan = compile(step, &options, &mut StateTable::default(), None).unwrap();
+        let made = plan.launches.iter().filter(|l| matches!(l.op, Op::ImageInput(_) | Op::PatchSwap { .. }));
+        let stored: Vec<_> = made.map(|l| l.outputs[0]).collect();
+        assert!(stored.iter().all(|a| a.shape[3] == 3 && a.stored.dims()[..3] == a.shape.dims()[..3]));
+        stored.iter().map(|a| a.stored[3]).collect()
+    };
+    let conv = || ips_of(|net, image| net.conv("conv1", image, 4, 3, 1));
+    assert_eq!(images(conv(), Storage::Device), [4, 4]);
+    assert_eq!(images(conv(), Storage::CpuF32), [3, 3]);
+    assert_eq!(images(ips_of(|net, image| net.conv("conv1", image.relu(), 4, 3, 1)), Storage::Device), [3, 3]);
+    assert_eq!(images(ips(), Storage::Device), [3, 3]);
 }
 
 /// A value between the ops that a method taps stays: the pair is not fused.
