@@ -125,7 +125,7 @@ fn open(args: &Args, recipe: &str, edits: &[String], folder: &Path) -> Result<(S
     let session = Session::open(load(args, recipe, edits)?, options)?;
     let plan = session.plan()?;
     let body = plan.graph.nodes.iter().filter(|n| n.place.section == Section::Body);
-    let flops: u64 = body.map(|n| plan::cost(&plan.graph, n).flops).sum();
+    let flops: u64 = body.map(|n| plan::cost(&plan.graph, n, &plan.placement.stored).flops).sum();
     Ok((session, flops as f64 / plan.graph.units[0] as f64))
 }
 
