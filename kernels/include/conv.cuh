@@ -210,17 +210,6 @@ template <class T, bool VEC, int V> DEVICE void read_chunk(const T *from, int co
     for (int e = 0; e < V; e++) v[e] = e < count ? to_f32(from[e]) : 0.f;
   }
 }
-// Two neighbouring elements, of which the first `count` exist.
-template <class T, bool VEC> DEVICE float2 read_pair(const T *from, int count) {
-  struct alignas(2 * sizeof(T)) Pair {
-    T x, y;
-  };
-  if (VEC) {
-    const Pair pair = *reinterpret_cast<const Pair *>(from);
-    return make_float2(to_f32(pair.x), to_f32(pair.y));
-  }
-  return make_float2(to_f32(from[0]), count > 1 ? to_f32(from[1]) : 0.f);
-}
 template <class T, bool VEC, int V> DEVICE void write_chunk(T *to, int count, const float (&v)[V]) {
   if (VEC && sizeof(T) == 2) {
     uint32_t pairs[4];

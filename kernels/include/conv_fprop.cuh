@@ -51,10 +51,10 @@ template <class Math, int BM, int BN, bool VEC, int PIECE = PIECE_OF<typename Ma
   if (args.mean) {
     const int rows = min((int)(end - first_pixel), BM);
     if (args.add) {
-      gemm.add([&](int row, int column) {
+      gemm.add([&](int row, int column, float (&v)[G::V]) {
         const uint32_t pixel = first_pixel + row, k = first_k + column;
-        if (pixel >= end || k >= a.kg) return make_float2(0.f, 0.f);
-        return read_pair<T, VEC>((const T *)args.add + (size_t)pixel * a.k + group * a.kg + k, a.kg - k);
+        if (pixel >= end || k >= a.kg) return;
+        read_chunk<T, VEC>((const T *)args.add + (size_t)pixel * a.k + group * a.kg + k, a.kg - k, v);
       });
     }
     gemm.column_moments(rows, [&](int column, float mean, float m2) {

@@ -160,18 +160,27 @@ template <class Math_, int BM_, int BN_, Along ALONG_A, Along ALONG_B> struct Ge
     __syncthreads();  // the stages are free for the epilogue
   }
 
-  // acc += an addend: `pair(row, column)` is its value at two neighbouring columns.
-  template <class Pair> DEVICE void add(const Pair &pair) {
+  // acc += an addend, which `load(row, column, v)` reads as `finish` stores: V neighbouring values at a time, through a warp's slab.
+  template <class Load> DEVICE void add(const Load &load) {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    float *slab = reinterpret_cast<float *>(shared) + threadIdx.x / 32 * 16 * SLAB_ROW;
 #pragma unroll
-    for (int i = 0; i < MT; i++)
+    for (int i = 0; i < MT; i++) {
+      __syncwarp();
+      for (int c = lane; c < 16 * (WN / V); c += 32) {
+        const int row = c / (WN / V), column = c % (WN / V) * V;
+        float v[V] = {};
+        load(m + 16 * i + row, n + column, v);
 #pragma unroll
-      for (int half = 0; half < 2; half++)
+        for (int k = 0; k < V; k++) slab[row * SLAB_ROW + column + k] = v[k];
+      }
+      __syncwarp();
 #pragma unroll
-        for (int j = 0; j < NT; j++) {
-          const float2 more = pair(m + 16 * i + g + 8 * half, n + 8 * j + 2 * q);
-          acc[i * NT + j][2 * half] += more.x, acc[i * NT + j][2 * half + 1] += more.y;
-        }
+      for (int j = 0; j < NT; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) acc[i * NT + j][e] += slab[(g + e / 2 * 8) * SLAB_ROW + 8 * j + 2 * q + e % 2];
+    }
+    __syncthreads();  // the slabs are free
   }
 
   // Two values as `T` stores them.
