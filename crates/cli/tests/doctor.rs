@@ -188,10 +188,10 @@ fn a_gpu_is_named_with_its_memory_and_whether_kernels_fit() {
 /// What rank 0 prints of so many processes of this host.
 fn together(folder: &Path, ranks: usize, args: &[&str], variables: &[(&str, &str)]) -> Ran {
     let start = |rank: usize| {
-        let shared = ["doctor", "recipe.toml", "--run", "runs/a", "--all-ranks", "--world-size"];
+        let shared = ["doctor", "recipe.toml", "--run", "runs/a", "--all-ranks", "--rendezvous", "meeting"];
         let mut command = command(folder, &[&shared[..], args].concat());
-        command.arg(ranks.to_string()).args(["--rank", &rank.to_string(), "--local-rank", &rank.to_string()]);
-        command.args(["--rendezvous", "meeting"]).envs(variables.iter().copied());
+        command.args(["--world-size", &ranks.to_string()]);
+        command.args(["--rank", &rank.to_string(), "--local-rank", &rank.to_string()]).envs(variables.iter().copied());
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("retort starts")
     };
     let mut processes: Vec<Child> = (0..ranks).map(start).collect();

@@ -23,8 +23,10 @@ pub(crate) fn stored(step: &StepGraph, storage: Storage) -> Vec<Shape> {
             _ if first => return plain,
             _ => false,
         };
-        if let (true, [n, h, w, _]) = (padded, plain[node.outputs[0].0 as usize].dims()) {
-            shapes[node.outputs[0].0 as usize] = Shape::new(&[*n, *h, *w, 4]);
+        if padded {
+            let image = node.outputs[0].0 as usize;
+            let [n, h, w, _] = *plain[image].dims() else { return plain };
+            shapes[image] = Shape::new(&[n, h, w, 4]);
         }
     }
     let held = step.phases.iter().flat_map(|p| p.held()).any(|v| shapes[v.0 as usize] != plain[v.0 as usize]);
