@@ -188,9 +188,9 @@ fn a_gpu_is_named_with_its_memory_and_whether_kernels_fit() {
 /// What rank 0 prints of so many processes of this host.
 fn together(folder: &Path, ranks: usize, args: &[&str], variables: &[(&str, &str)]) -> Ran {
     let start = |rank: usize| {
-        let shared = ["doctor", "recipe.toml", "--run", "runs/a", "--all-ranks", "--rendezvous", "meeting"];
+        let shared = ["doctor", "recipe.toml", "--run", "runs/a", "--all-ranks", "--global-batch", "12"];
         let mut command = command(folder, &[&shared[..], args].concat());
-        command.args(["--world-size", &ranks.to_string()]);
+        command.args(["--set", "ranks.rendezvous_s=20", "--world-size", &ranks.to_string()]);
         command.args(["--rank", &rank.to_string(), "--local-rank", &rank.to_string()]).envs(variables.iter().copied());
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("retort starts")
     };
