@@ -94,13 +94,13 @@ impl Memory<'_> {
     fn range(&self, arg: &Arg, micro: usize) -> (usize, usize) {
         let slot = if arg.loc.arena == Arena::Carry && micro != SUMMED { micro } else { 0 };
         let start = arg.loc.offset + slot * self.plan.placement.layout.carry_bytes;
-        (start, start + self.plan.placement.storage.size(arg.shape, arg.dtype))
+        (start, start + self.plan.placement.storage.size(arg.stored, arg.dtype))
     }
 
     /// Whether every value ends inside its arena and every view lies where its rows do.
     fn addresses(&self) -> Result<(), CheckError> {
         let (by, p) = (("plan", "place"), &self.plan.placement);
-        let size = |arg: &Arg| p.storage.size(arg.shape, arg.dtype);
+        let size = |arg: &Arg| p.storage.size(arg.stored, arg.dtype);
         for id in (0..p.locs.len()).filter(|&i| p.locs[i].is_some()).map(|i| ValueId(i as u32)) {
             let arg = self.plan.arg(id);
             let (end, bytes) = (arg.loc.offset + size(&arg), p.bytes(arg.loc.arena));
