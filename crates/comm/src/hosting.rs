@@ -248,6 +248,8 @@ impl Meeting<'_> {
             let _ = timeout(self.limits.connect, guest.control.write_all(&frames)).await;
         }
         if let Some(stop) = stop {
+            // Open until this process has said why and ended, for which the others wait.
+            std::mem::forget((self.guests, self.doubles));
             return Err(MeetingError::shared(stop, 0));
         }
         let controls = self.guests.into_iter().map(|(rank, g)| Ok((rank as usize, blocking(g.control)?)));

@@ -12,11 +12,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long a refused rank waits for rank 0 to say why and end.
+const STAY: Duration = Duration::from_secs(1);
 /// Longer reasons are cut: rank 0 prints them beside those of others.
 const TROUBLE_CHARS: usize = 4096;
 
@@ -101,7 +104,11 @@ pub(crate) async fn join(own: Member, job: &str, find: Find, limits: &MeetingLim
         }
     };
     match (verdict.map_err(|e| seeker.lost(address, &e.to_string()))?, data) {
-        (Heard::Stop(stop), _) => Err(MeetingError::shared(stop, rank)),
+        (Heard::Stop(stop), _) => {
+            // Rank 0 says why, and its launcher may end it as soon as any rank has ended: this one stays until rank 0 is gone.
+            let _ = timeout(STAY, control.read_u8()).await;
+            Err(MeetingError::shared(stop, rank))
+        }
         (Heard::Go(_), None) => Err(seeker.lost(address, "it starts without this rank's data connection")),
         (Heard::Go(members), Some(data)) => {
             let failed = |e: std::io::Error| seeker.lost(address, &e.to_string());
