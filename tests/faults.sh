@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The long form of the fault list (RELIABILITY.md, section 9) for runs of several processes on the CPU: tests/faults.sh [RUNS]
 # Up to RUNS (default 200) runs of each fault, limits without allowance for a busy machine; the table goes to
-# benches/records/faults.md. Needs Rust, 2 quiet cores and some hours with 200 (15 minutes with 10); best as root (full and
+# benches/records/faults.md. Needs Rust, 2 quiet cores and an hour and a half with 200 (15 minutes with 10); best as root (full and
 # read-only disks, memory of other processes) and with mpirun.openmpi and mpirun.mpich; what is missing is skipped aloud.
 # RETORT_FAULT_SEED repeats the random choices, which are printed.
 set -uo pipefail
@@ -23,8 +23,8 @@ cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)
 
 \`tests/faults.sh $RETORT_FAULT_RUNS\`, $(nproc) cores of $cpu, $(date -u +%F), commit $commit, load averages at the
 end $(cut -d' ' -f1-3 /proc/loadavg).
-ResNet-8 on 88 to 3200 made-up images, CPU ranks on one host. Times in seconds, from the fault to the report and to the end of the last
-process. Codes are those of the ranks in order (F1, F4: of the survivors; F5: of the launcher), × how often.
+ResNet-8 on 1 to 4800 made-up images, CPU ranks on one host. Several runs beside each other where much of a run is
+waiting. Times in seconds, from the fault to the report and to the end of the last process. Codes are those of the ranks in order (F1, F4: of the survivors; F5: of the launcher), × how often.
 
 | fault | how | runs | detection p50 / max | all gone max | right rank named | codes, outcome |
 |---|---|---|---|---|---|---|

@@ -5,6 +5,7 @@ use crate::gpu_word::{GpuPlace, GpuWord};
 use crate::recorder::{Begin, Entry, Recorder, pack, unpack};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
+use std::ops::Add;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
@@ -85,6 +86,15 @@ pub struct StepTimes {
     pub link: Duration,
 }
 
+impl Add for StepTimes {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        let Self { data, own, cpu, link } = other;
+        Self { data: self.data + data, own: self.own + own, cpu: self.cpu + cpu, link: self.link + link }
+    }
+}
+
 /// A rank's progress at one moment: what a heartbeat carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
@@ -104,8 +114,8 @@ pub struct Seen {
     call: u64,
     /// 99th percentile of the steps without slow phases, rounded up by at most a quarter; 0: none yet.
     pub p99: Duration,
-    /// Sum over the last [`WINDOW`] steps; none before there are so many.
-    pub window: Option<StepTimes>,
+    /// Sums over the older and the newer half of the last [`WINDOW`] steps; none before there are so many.
+    pub window: Option<[StepTimes; 2]>,
     /// What its GPU wrote last in the step; 0 where no GPU tells.
     gpu: u32,
 }
@@ -317,12 +327,15 @@ impl Progress {
         self.beats.load(Ordering::Acquire)
     }
 
-    fn window(&self) -> Option<StepTimes> {
-        if self.timed.load(Ordering::Acquire) < WINDOW as u64 {
-            return None;
-        }
-        let sum = |i: usize| Duration::from_nanos(self.times.iter().map(|t| t[i].load(Ordering::Relaxed)).sum());
-        Some(StepTimes { data: sum(0), own: sum(1), cpu: sum(2), link: sum(3) })
+    fn window(&self) -> Option<[StepTimes; 2]> {
+        let timed = self.timed.load(Ordering::Acquire) as usize;
+        let half = |begin: usize| {
+            let steps = (begin..begin + WINDOW / 2).map(|at| &self.times[at % WINDOW]);
+            let sum = |i: usize| Duration::from_nanos(steps.clone().map(|t| t[i].load(Ordering::Relaxed)).sum());
+            StepTimes { data: sum(0), own: sum(1), cpu: sum(2), link: sum(3) }
+        };
+        // The oldest step is where the next one goes.
+        (timed >= WINDOW).then(|| [half(timed), half(timed + WINDOW / 2)])
     }
 
     fn p99(&self) -> Duration {
@@ -386,15 +399,16 @@ mod tests {
     }
 
     #[test]
-    fn the_window_is_the_sum_of_the_last_steps() {
+    fn the_window_is_two_sums_of_the_last_steps() {
         let progress = Progress::new();
         let ms = Duration::from_millis;
-        for i in 0..50 {
+        for i in 0..53 {
             assert_eq!(progress.look().window.is_some(), i >= WINDOW as u64);
             progress.step_times(StepTimes { data: ms(i), own: ms(2), cpu: ms(1), link: ms(3) });
         }
-        let sum = (30..50).sum();
-        assert_eq!(progress.look().window, Some(StepTimes { data: ms(sum), own: ms(40), cpu: ms(20), link: ms(60) }));
+        let halves =
+            [33..43, 43..53].map(|steps| StepTimes { data: ms(steps.sum()), own: ms(20), cpu: ms(10), link: ms(30) });
+        assert_eq!(progress.look().window, Some(halves));
     }
 
     #[test]

@@ -38,12 +38,22 @@ pub(crate) struct Straggler {
     pub(crate) cause: Cause,
 }
 
+/// The slow ones among ranks with these times of two halves of a window. A rank that was held up once is slow in one half only.
+pub(crate) fn find(windows: &[[StepTimes; 2]]) -> Vec<Straggler> {
+    let half = |i: usize| compare(&windows.iter().map(|w| w[i]).collect::<Vec<_>>());
+    let halves = [half(0), half(1)];
+    let in_both = |slow: &Straggler| halves.iter().all(|half| half.iter().any(|other| other.rank == slow.rank));
+    let mut whole = compare(&windows.iter().map(|w| w[0] + w[1]).collect::<Vec<_>>());
+    whole.retain(in_both);
+    whole
+}
+
 /// The slow ones among ranks with these times. Of an even number the lower median counts: of two ranks the faster one.
 ///
 /// A rank is compared by its time before the first collective, and by that and the time of its link together. In a collective all wait
 /// for the slowest, so the time in it is no rank's own; the link's is counted from the first byte of an answer on, which comes when
 /// all have arrived. A rank whose link tells nothing counts as having a usual one.
-pub(crate) fn find(windows: &[StepTimes]) -> Vec<Straggler> {
+fn compare(windows: &[StepTimes]) -> Vec<Straggler> {
     let median = |of: &dyn Fn(&StepTimes) -> Duration| {
         let mut all: Vec<f64> = windows.iter().map(|w| of(w).as_secs_f64()).collect();
         all.sort_by(f64::total_cmp);

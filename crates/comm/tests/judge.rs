@@ -443,6 +443,20 @@ fn stragglers_are_told_of_with_their_cause() {
     }
 }
 
+/// A rank that one step held up for long, and that is as fast as the others otherwise, is none.
+#[test]
+fn a_rank_that_was_held_up_once_is_not_told_of() {
+    let mut world = World::new(2);
+    for step in 0..3 * WINDOW as u64 {
+        for (rank, progress) in world.ranks.iter().enumerate() {
+            progress.step(10 + step, 0);
+            let held_up = if rank == 1 && step == WINDOW as u64 { ms(3_000) } else { ms(0) };
+            progress.step_times(StepTimes { own: ms(100) + held_up, ..StepTimes::default() });
+        }
+        assert_eq!(world.second(), [], "step {step}");
+    }
+}
+
 /// Ranks 1 to `size` - 1 have links of which each tells that bytes took 50 ms of a step of 100 ms; that of rank 1 takes so much longer that
 /// it is `factor` times as slow.
 fn slow_link(size: usize, factor: f64) -> Vec<Finding> {

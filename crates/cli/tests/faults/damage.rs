@@ -58,7 +58,7 @@ fn three(folder: &Path) -> World {
 fn f17_a_flipped_bit_is_caught_at_the_next_comparison() {
     let _turn = turn();
     let mut dice = dice();
-    let mut tally =
+    let tally =
         Tally::new("F17", "a bit of a weight flips in the memory of a random rank of 3, compared every 5 steps");
     for _ in 0..runs(1, 50) {
         let folder = set_up();

@@ -3,7 +3,7 @@
 use crate::job::set_up;
 use crate::launching::{Launch, PATIENCE, World, ranks_of, signal, steps, until};
 use crate::program::retort_in;
-use crate::table::{Dice, Tally, dice, runs, turn};
+use crate::table::{Dice, Tally, dice, each, runs, turn};
 use std::path::Path;
 use std::time::Instant;
 
@@ -22,11 +22,15 @@ pub(crate) fn goes_on(folder: &Path, args: &[&str]) {
     assert!(on.code == 0 && on.err.contains("resumed at step ") == saved, "{}, {saved}: {}", on.code, on.err);
 }
 
-/// One rank dies by this signal at a random step: it is named, with what it died of; the others leave with 76.
-fn one_dies(name: &str, code: i32, what: &str, (dice, tally): (&mut Dice, &mut Tally)) {
+/// A rank of three, and a step.
+fn any(dice: &mut Dice) -> (usize, u64) {
+    (dice.below(3) as usize, 3 + dice.below(12))
+}
+
+/// One rank dies by this signal at this step: it is named, with what it died of; the others leave with 76.
+fn one_dies(name: &str, code: i32, what: &str, (victim, step): (usize, u64), tally: &Tally) {
     let folder = set_up();
     let mut world = three(folder.path());
-    let (victim, step) = (dice.below(3) as usize, 3 + dice.below(12));
     world.at_step(step);
     let begin = Instant::now();
     signal(world.processes[victim].id(), name);
@@ -61,10 +65,9 @@ fn one_dies(name: &str, code: i32, what: &str, (dice, tally): (&mut Dice, &mut T
 #[test]
 fn f01_a_killed_rank_is_named_and_all_end() {
     let _turn = turn();
-    let (mut dice, mut tally) = (dice(), Tally::new("F1", "kill -9 of a random rank of 3 at a random step; goes on"));
-    for _ in 0..runs(3, 200) {
-        one_dies("KILL", 137, "died, killed by signal 9", (&mut dice, &mut tally));
-    }
+    let (mut dice, tally) = (dice(), Tally::new("F1", "kill -9 of a random rank of 3 at a random step; goes on"));
+    let cases: Vec<_> = (0..runs(3, 200)).map(|_| any(&mut dice)).collect();
+    each(2, &cases, |&case| one_dies("KILL", 137, "died, killed by signal 9", case, &tally));
     tally.end(1.0, 5.0);
 }
 
@@ -73,9 +76,9 @@ fn f04_fatal_signals_are_told_apart() {
     let _turn = turn();
     let mut dice = dice();
     for (name, code, how) in [("SEGV", 139, "signal 11 (SIGSEGV)"), ("ABRT", 134, "signal 6 (SIGABRT)")] {
-        let mut tally = Tally::new("F4", &format!("{how} of a random rank of 3"));
+        let tally = Tally::new("F4", &format!("{how} of a random rank of 3"));
         for _ in 0..runs(1, 10) {
-            one_dies(name, code, &format!("died, killed by {how}"), (&mut dice, &mut tally));
+            one_dies(name, code, &format!("died, killed by {how}"), any(&mut dice), &tally);
         }
         tally.end(1.0, 5.0);
     }
@@ -85,7 +88,7 @@ fn f04_fatal_signals_are_told_apart() {
 #[test]
 fn f04_a_rank_that_a_second_term_kills() {
     let _turn = turn();
-    let mut tally = Tally::new("F4", "TERM twice to rank 1 of 3");
+    let tally = Tally::new("F4", "TERM twice to rank 1 of 3");
     for _ in 0..runs(1, 10) {
         let folder = set_up();
         let mut world = three(folder.path());
@@ -115,19 +118,20 @@ fn f05_no_rank_outlives_its_launcher() {
     let _turn = turn();
     let mut dice = dice();
     for launcher in ["mpirun.openmpi", "mpirun.mpich", "shell"] {
-        let mut tally = Tally::new("F5", &format!("kill -9 of {launcher} with 2 ranks"));
-        for _ in 0..runs(1, 100) {
+        let tally = Tally::new("F5", &format!("kill -9 of {launcher} with 2 ranks"));
+        let cases: Vec<u64> = (0..runs(1, 100)).map(|_| 1 + dice.below(8)).collect();
+        each(2, &cases, |&step| {
             let folder = set_up();
             let launch = Launch { folder: folder.path(), run: "run", size: 2, args: &["--epochs", "2000"] };
-            let Some(mut world) = launch.under(launcher) else { break };
-            world.at_step(1 + dice.below(8));
+            let Some(mut world) = launch.under(launcher) else { return };
+            world.at_step(step);
             assert_eq!(ranks_of(&world.run).len(), 2);
             let begin = Instant::now();
             signal(world.processes[0].id(), "KILL");
             tally.gone(begin, all_gone(&world.run));
             tally.ended(&[world.processes[0].ends().0]);
             goes_on(folder.path(), &["--epochs", "2000"]);
-        }
+        });
         tally.end(0.0, 5.0);
     }
 }
@@ -143,7 +147,7 @@ fn f05_ranks_started_by_hand_are_left_alone() {
     signal(world.processes[0].id(), "KILL");
     all_gone(&world.run);
     assert_eq!((world.written_codes(2), steps(&world.run)), (vec![0, 0], 24));
-    let mut tally = Tally::new("F5", "kill -9 of the shell of 2 ranks by hand: they end as planned");
+    let tally = Tally::new("F5", "kill -9 of the shell of 2 ranks by hand: they end as planned");
     tally.ended(&[0, 0]);
     tally.end(0.0, 0.0);
 }

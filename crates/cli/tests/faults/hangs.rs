@@ -4,11 +4,11 @@ use crate::deaths::goes_on;
 use crate::job::set_up;
 use crate::launching::{Launch, World, signal, until};
 use crate::program::small_fashion;
-use crate::table::{Dice, Tally, dice, is_long, runs, turn};
-use std::panic::resume_unwind;
+use crate::table::{Dice, Tally, dice, each, is_long, runs, turn};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Child, Command};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// The limit of a hang in seconds, and the settings that make it so in every phase.
@@ -20,9 +20,6 @@ fn limits() -> (f64, [&'static str; 6]) {
         }
     }
 }
-
-/// Jobs of the long form that run beside each other: most of their time is the limit.
-const AT_ONCE: usize = 4;
 
 /// When a rank is stopped.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -98,8 +95,8 @@ fn dumped(run: &Path, victim: usize) {
     }
 }
 
-fn one_stops(when: When, chance: Chance, tally: &Mutex<Tally>) -> bool {
-    let tally = || tally.lock().unwrap_or_else(PoisonError::into_inner);
+/// One rank stops: it is named, and the others leave with 77; whether its phase was named rightly, and the phase.
+fn one_stops(when: When, chance: Chance, tally: &Tally) -> (bool, String) {
     let folder = set_up();
     small_fashion(folder.path(), IMAGES);
     let (limit_s, settings) = limits();
@@ -115,26 +112,23 @@ fn one_stops(when: When, chance: Chance, tally: &Mutex<Tally>) -> bool {
     let witness = usize::from(victim == 0);
     let (at, line) = world.processes[witness].says("retort: rank ");
     // What remains after the limit is compared with the target.
-    tally().detected(begin + limit, at);
+    tally.detected(begin + limit, at);
     let named = line.starts_with(&format!("retort: rank {victim} (")) && line.contains(" hung: ");
-    tally().named(named);
+    tally.named(named);
     for rank in (0..3).filter(|&rank| rank != victim) {
         let (code, last) = world.processes[rank].ends();
         assert_eq!(code, 77, "rank {rank}: {}", world.words());
-        tally().gone(begin + limit, last);
+        tally.gone(begin + limit, last);
     }
     dumped(&world.run, victim);
     let state = std::fs::read_to_string(format!("/proc/{stopped}/stat")).unwrap();
     assert!(state.contains(") T "), "it is still stopped: {state}");
     signal(stopped, "KILL");
     let codes = world.ends().0;
-    tally().ended(&codes);
+    tally.ended(&codes);
     goes_on(folder.path(), &args);
-    let right = phases.iter().any(|phase| line.contains(&format!("phase {phase}")));
-    if !right {
-        tally().note(line.split(", ").find(|part| part.starts_with("phase ")).unwrap_or("no phase").to_string());
-    }
-    right
+    let phase = line.split(", ").find_map(|part| part.strip_prefix("phase ")).unwrap_or("none");
+    (phases.contains(&phase), phase.to_string())
 }
 
 #[test]
@@ -142,12 +136,13 @@ fn f02_a_stopped_rank_is_named_with_its_phase() {
     let _turn = turn();
     let mut dice = dice();
     let cases = [
-        (When::Step, "in a step", false),
+        // Of each of load, forward and all-reduce as many as of the others, together.
+        (When::Step, "in a step", false, 150),
         // These may be over by the time that the signal arrives.
-        (When::Evaluation, "as it begins an evaluation", true),
-        (When::Checkpoint, "as it begins a checkpoint", true),
+        (When::Evaluation, "as it begins an evaluation", true, 50),
+        (When::Checkpoint, "as it begins a checkpoint", true, 50),
     ];
-    for (when, how, may_miss) in cases {
+    for (when, how, may_miss, most) in cases {
         let tally = Tally::new(
             "F2",
             &format!(
@@ -155,15 +150,17 @@ fn f02_a_stopped_rank_is_named_with_its_phase() {
                 limits().0
             ),
         );
-        let chances: Vec<Chance> = (0..runs(1, 50)).map(|_| Chance::of(&mut dice)).collect();
-        let (n, tally) = (chances.len(), Mutex::new(tally));
-        let some = &|mine: &[Chance]| mine.iter().filter(|&&chance| one_stops(when, chance, &tally)).count();
-        let right: usize = std::thread::scope(|scope| {
-            let all: Vec<_> = chances.chunks(n.div_ceil(AT_ONCE)).map(|mine| scope.spawn(move || some(mine))).collect();
-            all.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).sum()
+        let chances: Vec<Chance> = (0..runs(1, most)).map(|_| Chance::of(&mut dice)).collect();
+        let phases = Mutex::new(BTreeMap::<_, usize>::new());
+        // Most of the time is the limit.
+        each(6, &chances, |&chance| {
+            let phase = one_stops(when, chance, &tally);
+            *phases.lock().expect("no run has failed").entry(phase).or_default() += 1;
         });
-        let mut tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
-        tally.note(format!("phase named in {right} of {n}"));
+        let (phases, n) = (phases.into_inner().expect("no run has failed"), chances.len());
+        let right: usize = phases.iter().filter(|((right, _), _)| *right).map(|(_, times)| times).sum();
+        let words: Vec<String> = phases.iter().map(|((_, phase), times)| format!("{phase} {times}")).collect();
+        tally.note(format!("phase named in {right} of {n}: {}", words.join(", ")));
         assert!(right == n || may_miss, "{how}: the phase was named in {right} of {n}");
         tally.end(2.0, 5.0);
     }
@@ -191,8 +188,10 @@ fn f02_starved_ranks_raise_no_alarm() {
     let cores = std::thread::available_parallelism().map_or(2, |n| n.get());
     let _busy: Vec<Busy> = (0..2 * cores).map(|_| Busy::start()).collect();
     let args = [&["--epochs", "6"][..], &limits().1].concat();
-    let mut tally = Tally::new("F2", &format!("{} busy processes beside 2 ranks for 6 epochs: no alarm", 2 * cores));
-    for _ in 0..runs(1, 400) {
+    let tally = Tally::new("F2", &format!("{} busy processes beside 2 ranks for 6 epochs: no alarm", 2 * cores));
+    let jobs = vec![(); runs(1, 400)];
+    // In the long form the jobs starve each other as well.
+    each(4, &jobs, |()| {
         let folder = set_up();
         let begin = Instant::now();
         let mut world = Launch { folder: folder.path(), run: "run", size: 2, args: &args }.start();
@@ -200,6 +199,7 @@ fn f02_starved_ranks_raise_no_alarm() {
         assert_eq!(codes, [0, 0], "{}", world.words());
         tally.gone(begin, last);
         tally.ended(&codes);
-    }
+    });
+    tally.note(format!("{:.0} s of running", tally.gone_s()));
     tally.end(0.0, 0.0);
 }

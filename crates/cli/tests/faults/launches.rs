@@ -36,7 +36,7 @@ fn f14_a_rank_that_never_comes_is_named() {
     let _turn = turn();
     let cases: [(&str, &[&str]); 2] = [("0", &["ranks 1 and 2 of 3 missing"]), ("1", &["rank 1 did not find rank 0"])];
     for (rank, words) in cases {
-        let mut tally = Tally::new("F14", &format!("only rank {rank} of 3 comes; time after the limit of 1 s"));
+        let tally = Tally::new("F14", &format!("only rank {rank} of 3 comes; time after the limit of 1 s"));
         for _ in 0..runs(1, 10) {
             let folder = set_up();
             let begin = Instant::now();
@@ -104,7 +104,7 @@ fn f15_launch_mistakes_are_one_line() {
         ("two of one local rank", 2, set("RETORT_LOCAL_RANK", "0"), 78, &["local rank 0", "ranks 0 and 1"]),
     ];
     for (how, size, edit, code, words) in cases {
-        let mut tally = Tally::new("F15", how);
+        let tally = Tally::new("F15", how);
         for _ in 0..runs(1, 10) {
             let (folder, begin) = (set_up(), Instant::now());
             let last = |rank: usize, command: &mut Command| {
@@ -143,7 +143,7 @@ fn f15_singletons_never_train() {
             ran.err
         );
         assert!(said[0].contains("8 unrelated processes") && said[0].contains("--world-size 1"), "{how}: {}", said[0]);
-        let mut tally = Tally::new("F15", how);
+        let tally = Tally::new("F15", how);
         tally.gone(begin, Instant::now());
         tally.ended(&[ran.code]);
         tally.named(true);
@@ -159,7 +159,7 @@ fn f16_many_jobs_at_once_do_not_meet_each_other() {
     let names: Vec<String> = (0..jobs).map(|job| format!("runs/{job}")).collect();
     let start = |run: &String| Launch { folder: folder.path(), run, size: 2, args: &["--max-steps", "1"] }.start();
     let mut worlds: Vec<World> = names.iter().map(start).collect();
-    let mut tally = Tally::new("F16", &format!("{jobs} jobs of 2 ranks at once"));
+    let tally = Tally::new("F16", &format!("{jobs} jobs of 2 ranks at once"));
     let mut failed = vec![];
     for world in &mut worlds {
         let (codes, _) = world.ends();

@@ -63,7 +63,7 @@ impl Drop for Net {
 #[test]
 fn f14_a_link_that_goes_down_is_noticed_on_both_sides() {
     let _turn = turn();
-    let (mut dice, mut tally) = (dice(), Tally::new("F14", "the link between 2 ranks goes down"));
+    let (mut dice, tally) = (dice(), Tally::new("F14", "the link between 2 ranks goes down"));
     for _ in 0..runs(1, 10) {
         let Some(net) = Net::new() else { return };
         let folder = set_up();

@@ -3,7 +3,7 @@
 use crate::job::{EPOCH, State, set_up};
 use crate::launching::{Launch, signal};
 use crate::program::retort_in;
-use crate::table::{Tally, dice, runs, turn};
+use crate::table::{Dice, Tally, dice, each, runs, turn};
 use std::path::Path;
 
 /// What a run came to. What the watch tells of slow ranks depends on the machine.
@@ -34,27 +34,31 @@ fn f08_killed_and_gone_on_with_bits_are_equal() {
         let how = format!(
             "kill -9 of one of {size} at a random step, twice; gone on with, bits and metrics as uninterrupted"
         );
-        let mut tally = Tally::new("F8", &how);
-        for _ in 0..runs(2, 200) {
-            let _ = std::fs::remove_dir_all(folder.path().join("run"));
+        let tally = Tally::new("F8", &how);
+        let kills = |dice: &mut Dice| {
+            let first = 1 + dice.below(4 * EPOCH - 2);
+            let second = first + 1 + dice.below(4 * EPOCH - 1 - first);
+            [first, second].map(|step| (step, dice.below(size as u64) as usize))
+        };
+        let cases: Vec<_> = (0..runs(2, 200)).map(|_| kills(&mut dice)).collect();
+        each(4, &cases, |kills| {
+            let folder = set_up();
             let args = ["--epochs", "4", "--set", "output.checkpoint_every=1"];
             let launch = Launch { folder: folder.path(), run: "run", size, args: &args };
-            let first = 1 + dice.below(4 * EPOCH - 2);
-            for step in [first, first + 1 + dice.below(4 * EPOCH - 1 - first)] {
+            for &(step, victim) in kills {
                 let mut world = launch.start();
                 world.at_step(step);
-                let victim = dice.below(size as u64) as usize;
                 signal(world.processes[victim].id(), "KILL");
                 let (codes, _) = world.ends();
-                tally
-                    .named(codes.iter().enumerate().all(|(rank, &code)| code == if rank == victim { 137 } else { 76 }));
+                let code = |rank: usize| if rank == victim { 137 } else { 76 };
+                tally.named(codes.iter().enumerate().all(|(rank, &got)| got == code(rank)));
             }
             let mut world = launch.start();
             let (codes, _) = world.ends();
             assert!(codes.iter().all(|&code| code == 0), "{}", world.words());
             tally.ended(&codes);
             assert_equal(&world.run, &expected, &how);
-        }
+        });
         tally.end(0.0, 0.0);
     }
 }
@@ -62,15 +66,17 @@ fn f08_killed_and_gone_on_with_bits_are_equal() {
 #[test]
 fn f09_the_number_of_ranks_may_change_and_bits_stay() {
     let _turn = turn();
-    let mut tally =
-        Tally::new("F9", "ranks 1 → 2 → 4 → 1, 3 steps each, reproducible: bits and metrics as one rank uninterrupted");
+    let tally = Tally::new(
+        "F9",
+        "ranks 1 → 2 → 4 → 8 → 1, 3 steps each, reproducible: bits and metrics as one rank uninterrupted",
+    );
     for _ in 0..runs(1, 5) {
         let folder = set_up();
-        let reproducible = ["--reproducible", "--micro-batch", "8", "--global-batch", "32", "--epochs", "4"];
+        let reproducible = ["--reproducible", "--micro-batch", "4", "--global-batch", "32", "--epochs", "5"];
         let alone = [&["train", "recipe.toml", "--run", "whole", "-q"][..], &reproducible].concat();
         assert_eq!(retort_in(folder.path(), &alone).code, 0);
         let mut all = vec![];
-        for (size, to) in [(1, "3"), (2, "6"), (4, "9"), (1, "12")] {
+        for (size, to) in [(1, "3"), (2, "6"), (4, "9"), (8, "12"), (1, "15")] {
             let args = [&reproducible[..], &["--max-steps", to]].concat();
             let mut world = Launch { folder: folder.path(), run: "run", size, args: &args }.start();
             let (codes, _) = world.ends();
@@ -78,7 +84,7 @@ fn f09_the_number_of_ranks_may_change_and_bits_stay() {
             all.extend(codes);
         }
         tally.ended(&all);
-        assert_equal(&folder.path().join("run"), &state(&folder.path().join("whole")), "1 → 2 → 4 → 1");
+        assert_equal(&folder.path().join("run"), &state(&folder.path().join("whole")), "1 → 2 → 4 → 8 → 1");
     }
     tally.end(0.0, 0.0);
 }

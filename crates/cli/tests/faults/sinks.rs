@@ -26,7 +26,7 @@ impl Drop for Tmpfs {
 }
 
 /// Trains two ranks; the weights are those of a run that nothing happened to.
-fn trains(folder: &Path, tally: &mut Tally) {
+fn trains(folder: &Path, tally: &Tally) {
     let mut world = Launch { folder, run: "run", size: 2, args: &["--epochs", "3"] }.start();
     let (codes, _) = world.ends();
     assert_eq!(codes, [0, 0], "{}", world.words());
@@ -38,7 +38,7 @@ fn f23_nobody_needs_to_listen() {
     let _turn = turn();
     let folder = set_up();
     let expected = whole(folder.path(), 2, 3);
-    let mut tally = Tally::new("F23", "stdout and stderr of 2 ranks are closed pipes: weights and metrics as ever");
+    let tally = Tally::new("F23", "stdout and stderr of 2 ranks are closed pipes: weights and metrics as ever");
     for _ in 0..runs(1, 10) {
         let _ = std::fs::remove_dir_all(folder.path().join("run"));
         let run = folder.path().join("run");
@@ -63,7 +63,7 @@ fn f23_nobody_needs_to_listen() {
 fn f23_logs_that_cannot_be_written_stop_nothing() {
     let _turn = turn();
     for (how, options) in [("on a read-only disk", "ro"), ("on a full disk", "size=4k")] {
-        let mut tally = Tally::new("F23", &format!("the folder of logs is {how}: weights and metrics as ever"));
+        let tally = Tally::new("F23", &format!("the folder of logs is {how}: weights and metrics as ever"));
         for _ in 0..runs(1, 10) {
             let folder = set_up();
             let expected = whole(folder.path(), 2, 3);
@@ -72,7 +72,7 @@ fn f23_logs_that_cannot_be_written_stop_nothing() {
                 return;
             };
             let _ = std::fs::write(logs.0.join("full"), [0; 4096]);
-            trains(folder.path(), &mut tally);
+            trains(folder.path(), &tally);
             assert_equal(&folder.path().join("run"), &expected, how);
         }
         tally.end(0.0, 0.0);

@@ -1,41 +1,44 @@
 //! F6, F7: TERM and USR2, to the launcher and to one rank.
 
-use crate::job::{EPOCH, set_up};
+use crate::job::{EPOCH, State, set_up};
 use crate::launching::{Launch, World, ranks_of, signal, steps, until};
 use crate::program::retort_in;
 use crate::resumes::{assert_equal, whole};
-use crate::table::{Dice, Tally, dice, runs, turn};
-use std::path::Path;
+use crate::table::{Tally, dice, each, runs, turn};
 use std::time::Instant;
 
-/// Epochs; the uninterrupted run is compared with. A signal comes in the first few: mpirun may take a second to pass it on, and the
-/// run must not be over by then.
-const EPOCHS: u64 = 40;
+/// Whom a signal goes to, and the epochs of the run, which is compared with an uninterrupted one. The signal comes in the first few:
+/// mpirun may take a second to pass it on, and the run must not be over by then.
+const TARGETS: [(&str, &str, u64); 3] = [
+    ("", "one rank of 2", 8),
+    ("mpirun.openmpi", "mpirun.openmpi with 2 ranks", 40),
+    ("mpirun.mpich", "one rank of 2 under mpirun.mpich", 8),
+];
 const SIGNAL_EPOCHS: u64 = 5;
 
-/// Whom a signal goes to.
-const TARGETS: [(&str, &str); 3] = [
-    ("", "one rank of 2"),
-    ("mpirun.openmpi", "mpirun.openmpi with 2 ranks"),
-    ("mpirun.mpich", "one rank of 2 under mpirun.mpich"),
-];
-
-/// Signals a run of two ranks at a random step of its first epochs; it ends with this code, a checkpoint of one agreed step
-/// and nothing lost: gone on with, it comes to what the uninterrupted run does. False where the launcher is missing.
-fn stopped(folder: &Path, launcher: &str, (name, code): (&str, i32), (dice, tally): (&mut Dice, &mut Tally)) -> bool {
-    let epochs = EPOCHS.to_string();
+/// Signals a run of two ranks at a step; it ends with this code, a checkpoint of one agreed step and nothing lost: gone on with,
+/// it comes to what the uninterrupted run does.
+fn stopped(
+    launcher: &str,
+    epochs: u64,
+    (name, code): (&str, i32),
+    (step, rank): (u64, usize),
+    (tally, expected): (&Tally, &State),
+) {
+    let folder = set_up();
+    let folder = folder.path();
+    let epochs = epochs.to_string();
     let args = ["--epochs", &epochs];
-    let _ = std::fs::remove_dir_all(folder.join("run"));
     let launch = Launch { folder, run: "run", size: 2, args: &args };
     let Some(mut world) = (if launcher.is_empty() { Some(launch.start()) } else { launch.under(launcher) }) else {
-        return false;
+        return;
     };
-    world.at_step(1 + dice.below(EPOCH * SIGNAL_EPOCHS));
+    world.at_step(step);
     let pid = match launcher {
-        "" => world.processes[dice.below(2) as usize].id(),
+        "" => world.processes[rank].id(),
         "mpirun.openmpi" => world.processes[0].id(),
         // It passes no USR2 on, and ends its ranks at once on TERM.
-        _ => ranks_of(&world.run)[dice.below(2) as usize],
+        _ => ranks_of(&world.run)[rank],
     };
     let begin = Instant::now();
     signal(pid, name);
@@ -62,21 +65,18 @@ fn stopped(folder: &Path, launcher: &str, (name, code): (&str, i32), (dice, tall
         "{}",
         on.words()
     );
-    true
+    assert_equal(&on.run, expected, name);
 }
 
-fn all_targets(fault: &'static str, signal: (&str, i32), gone_s: f64) {
+fn all_targets(fault: &'static str, most: usize, signal: (&str, i32), gone_s: f64) {
     let mut dice = dice();
-    let folder = set_up();
-    let expected = whole(folder.path(), 2, EPOCHS);
-    for (launcher, to) in TARGETS {
-        let mut tally = Tally::new(fault, &format!("{} to {to}; gone on with, bits as uninterrupted", signal.0));
-        for _ in 0..runs(1, 100) {
-            if !stopped(folder.path(), launcher, signal, (&mut dice, &mut tally)) {
-                break;
-            }
-            assert_equal(&folder.path().join("run"), &expected, to);
-        }
+    for (launcher, to, epochs) in TARGETS {
+        let folder = set_up();
+        let expected = whole(folder.path(), 2, epochs);
+        let tally = Tally::new(fault, &format!("{} to {to}; gone on with, bits as uninterrupted", signal.0));
+        let chance = |_| (1 + dice.below(EPOCH * SIGNAL_EPOCHS), dice.below(2) as usize);
+        let cases: Vec<_> = (0..runs(1, most)).map(chance).collect();
+        each(3, &cases, |&case| stopped(launcher, epochs, signal, case, (&tally, &expected)));
         tally.end(0.0, gone_s);
     }
 }
@@ -84,13 +84,13 @@ fn all_targets(fault: &'static str, signal: (&str, i32), gone_s: f64) {
 #[test]
 fn f06_term_saves_in_time_and_all_leave() {
     let _turn = turn();
-    all_targets("F6", ("TERM", 143), 1.8);
+    all_targets("F6", 30, ("TERM", 143), 1.8);
 }
 
 #[test]
 fn f07_usr2_saves_one_agreed_step_and_all_leave() {
     let _turn = turn();
-    all_targets("F7", ("USR2", 75), 0.0);
+    all_targets("F7", 100, ("USR2", 75), 0.0);
 }
 
 /// The launcher's own end is what a script sees.

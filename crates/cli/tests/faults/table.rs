@@ -3,6 +3,8 @@
 pub(crate) use crate::job::Dice;
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,10 +39,31 @@ pub(crate) fn dice() -> Dice {
     Dice::new("RETORT_FAULT_SEED")
 }
 
+/// Runs `run` on all cases; in the long form `at_once` of them beside each other, where much of a run is waiting. Panics with the
+/// first that does.
+pub(crate) fn each<C: Sync>(at_once: usize, cases: &[C], run: impl Fn(&C) + Sync) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+            run(case);
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = (0..if is_long() { at_once } else { 1 }).map(|_| scope.spawn(work));
+        let ends: Vec<_> = threads.collect::<Vec<_>>().into_iter().map(|thread| thread.join()).collect();
+        ends.into_iter().for_each(|end| end.unwrap_or_else(|panic| resume_unwind(panic)));
+    });
+}
+
 /// A row of the table.
 pub(crate) struct Tally {
     fault: &'static str,
     how: String,
+    found: Mutex<Found>,
+}
+
+#[derive(Default)]
+struct Found {
     detected: Vec<Duration>,
     gone: Vec<Duration>,
     right: usize,
@@ -52,69 +75,47 @@ pub(crate) struct Tally {
 
 impl Tally {
     pub(crate) fn new(fault: &'static str, how: &str) -> Tally {
-        Tally {
-            fault,
-            how: how.to_string(),
-            detected: vec![],
-            gone: vec![],
-            right: 0,
-            named: 0,
-            codes: BTreeMap::new(),
-            notes: vec![],
-            written: false,
-        }
+        Tally { fault, how: how.to_string(), found: Mutex::default() }
+    }
+
+    fn found(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A run ended with these codes of its ranks, or of its launcher.
-    pub(crate) fn ended(&mut self, codes: &[i32]) {
+    pub(crate) fn ended(&self, codes: &[i32]) {
         let words: Vec<String> = codes.iter().map(i32::to_string).collect();
-        *self.codes.entry(words.join(" ")).or_default() += 1;
+        *self.found().codes.entry(words.join(" ")).or_default() += 1;
     }
 
     /// From the fault to the report.
-    pub(crate) fn detected(&mut self, begin: Instant, at: Instant) {
-        self.detected.push(at.saturating_duration_since(begin));
+    pub(crate) fn detected(&self, begin: Instant, at: Instant) {
+        self.found().detected.push(at.saturating_duration_since(begin));
     }
 
     /// From the fault to the end of the last process.
-    pub(crate) fn gone(&mut self, begin: Instant, at: Instant) {
-        self.gone.push(at.saturating_duration_since(begin));
+    pub(crate) fn gone(&self, begin: Instant, at: Instant) {
+        self.found().gone.push(at.saturating_duration_since(begin));
     }
 
     /// Whether the report named whom it had to name.
-    pub(crate) fn named(&mut self, right: bool) {
-        self.named += 1;
-        self.right += usize::from(right);
+    pub(crate) fn named(&self, right: bool) {
+        let mut found = self.found();
+        found.named += 1;
+        found.right += usize::from(right);
     }
 
-    pub(crate) fn note(&mut self, text: String) {
-        self.notes.push(text);
+    pub(crate) fn note(&self, text: String) {
+        self.found().notes.push(text);
     }
 
-    fn row(&self) -> String {
-        let seconds = |d: &Duration| format!("{:.2}", d.as_secs_f64());
-        let dash = || "–".to_string();
-        let middle =
-            |all: &[Duration]| all.last().map(|max| format!("{} / {}", seconds(&all[all.len() / 2]), seconds(max)));
-        let right = if self.named == 0 { dash() } else { format!("{}/{}", self.right, self.named) };
-        let codes = self.codes.iter().map(|(codes, n)| if *n == 1 { codes.clone() } else { format!("{codes} (×{n})") });
-        let outcome: Vec<String> = codes.chain(self.notes.iter().cloned()).collect();
-        format!(
-            "| {} | {} | {} | {} | {} | {right} | {} |\n",
-            self.fault,
-            self.how,
-            self.codes.values().sum::<usize>(),
-            middle(&self.detected).unwrap_or_else(dash),
-            self.gone.last().map_or_else(dash, seconds),
-            outcome.join("; "),
-        )
+    /// Seconds from the faults to the ends of the last processes, all together.
+    pub(crate) fn gone_s(&self) -> f64 {
+        self.found().gone.iter().map(Duration::as_secs_f64).sum()
     }
 
-    fn write(&mut self) -> String {
-        self.written = true;
-        self.detected.sort();
-        self.gone.sort();
-        let row = self.row();
+    fn write(&self) -> String {
+        let row = self.found().row(self.fault, &self.how);
         eprint!("{row}");
         if let Ok(path) = std::env::var("RETORT_FAULT_TABLE") {
             let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
@@ -124,20 +125,43 @@ impl Tally {
     }
 
     /// Writes the row, then holds the figures to the targets in seconds; 0: none. All have to be named rightly.
-    pub(crate) fn end(mut self, detect_s: f64, gone_s: f64) {
-        let row = self.write();
-        assert_eq!(self.right, self.named, "wrongly named: {row}");
-        for (what, took, limit) in [("detected", &self.detected, detect_s), ("gone", &self.gone, gone_s)] {
+    pub(crate) fn end(self, detect_s: f64, gone_s: f64) {
+        let (row, found) = (self.write(), self.found());
+        assert_eq!(found.right, found.named, "wrongly named: {row}");
+        for (what, took, limit) in [("detected", &found.detected, detect_s), ("gone", &found.gone, gone_s)] {
             let late = limit > 0.0 && took.last().is_some_and(|&took| took > target(limit));
             assert!(!late, "{what} after more than {limit} s: {row}");
         }
     }
 }
 
+impl Found {
+    fn row(&mut self, fault: &str, how: &str) -> String {
+        self.written = true;
+        self.detected.sort();
+        self.gone.sort();
+        let seconds = |d: &Duration| format!("{:.2}", d.as_secs_f64());
+        let dash = || "–".to_string();
+        let middle =
+            |all: &[Duration]| all.last().map(|max| format!("{} / {}", seconds(&all[all.len() / 2]), seconds(max)));
+        let right = if self.named == 0 { dash() } else { format!("{}/{}", self.right, self.named) };
+        let codes = self.codes.iter().map(|(codes, n)| if *n == 1 { codes.clone() } else { format!("{codes} (×{n})") });
+        let outcome: Vec<String> = codes.chain(self.notes.iter().cloned()).collect();
+        format!(
+            "| {fault} | {how} | {} | {} | {} | {right} | {} |\n",
+            self.codes.values().sum::<usize>(),
+            middle(&self.detected).unwrap_or_else(dash),
+            self.gone.last().map_or_else(dash, seconds),
+            outcome.join("; "),
+        )
+    }
+}
+
 impl Drop for Tally {
     /// A test that fails has its row too.
     fn drop(&mut self) {
-        if !self.written && std::thread::panicking() {
+        let written = self.found().written;
+        if !written && std::thread::panicking() {
             self.note("**FAILED**".to_string());
             self.write();
         }
