@@ -30,7 +30,7 @@ enum When {
     Checkpoint,
 }
 
-/// What the dice say of a run: a step within the first epoch, a rank, and one that is not rank 0.
+/// What the dice say of a run: a step well before the first checkpoint, a rank, and one that is not rank 0.
 #[derive(Clone, Copy)]
 struct Chance {
     step: u64,
@@ -41,7 +41,7 @@ struct Chance {
 impl Chance {
     fn of(dice: &mut Dice) -> Chance {
         Chance {
-            step: 2 + dice.below(EPOCH - 6),
+            step: 2 + dice.below(CHECKPOINT - 7),
             of_all: dice.below(3) as usize,
             of_others: 1 + dice.below(2) as usize,
         }
@@ -68,9 +68,10 @@ fn wait(when: When, world: &World, chance: Chance) -> (usize, &'static [&'static
     }
 }
 
-/// Images, and steps of an epoch in batches of 24.
+/// Images, steps of an epoch in batches of 24, and steps between checkpoints.
 const IMAGES: u32 = 720;
 const EPOCH: u64 = 30;
+const CHECKPOINT: u64 = 25;
 
 /// Of the log of rank 0.
 fn longest_step_s(run: &Path) -> f64 {
@@ -101,7 +102,8 @@ fn one_stops(when: When, chance: Chance, tally: &Tally) -> (bool, String) {
     small_fashion(folder.path(), IMAGES);
     let (limit_s, settings) = limits();
     let longer: &[&str] = if when == When::Evaluation { &["--set", "eval.batch=1"] } else { &[] };
-    let args = ["--epochs", "2000", "--global-batch", "24", "--set", "output.checkpoint_steps=25"];
+    let checkpoint = format!("output.checkpoint_steps={CHECKPOINT}");
+    let args = ["--epochs", "2000", "--global-batch", "24", "--set", &checkpoint];
     let args = [&args[..], &settings, longer].concat();
     let mut world = Launch { folder: folder.path(), run: "run", size: 3, args: &args }.start();
     let (victim, phases) = wait(when, &world, chance);
@@ -187,11 +189,13 @@ fn f02_starved_ranks_raise_no_alarm() {
     let _turn = turn();
     let cores = std::thread::available_parallelism().map_or(2, |n| n.get());
     let _busy: Vec<Busy> = (0..2 * cores).map(|_| Busy::start()).collect();
-    let args = [&["--epochs", "6"][..], &limits().1].concat();
-    let tally = Tally::new("F2", &format!("{} busy processes beside 2 ranks for 6 epochs: no alarm", 2 * cores));
-    let jobs = vec![(); runs(1, 400)];
     // In the long form the jobs starve each other as well.
-    each(4, &jobs, |()| {
+    let (epochs, at_once) = if is_long() { ("12", 8) } else { ("6", 1) };
+    let args = [&["--epochs", epochs][..], &limits().1].concat();
+    let how = format!("{} busy processes beside {at_once} jobs of 2 ranks for {epochs} epochs: no alarm", 2 * cores);
+    let tally = Tally::new("F2", &how);
+    let jobs = vec![(); runs(1, 200)];
+    each(at_once, &jobs, |()| {
         let folder = set_up();
         let begin = Instant::now();
         let mut world = Launch { folder: folder.path(), run: "run", size: 2, args: &args }.start();
