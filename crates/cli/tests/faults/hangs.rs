@@ -133,39 +133,42 @@ fn one_stops(when: When, chance: Chance, tally: &Tally) -> (bool, String) {
     (phases.contains(&phase), phase.to_string())
 }
 
-#[test]
-fn f02_a_stopped_rank_is_named_with_its_phase() {
+/// As many runs as asked for, at most `most`; some may be out of the phase by the time that the signal arrives, if they `may_miss`.
+fn ranks_stop(when: When, how: &str, may_miss: bool, most: usize) {
     let _turn = turn();
     let mut dice = dice();
-    let cases = [
-        // Of each of load, forward and all-reduce as many as of the others, together.
-        (When::Step, "in a step", false, 150),
-        // These may be over by the time that the signal arrives.
-        (When::Evaluation, "as it begins an evaluation", true, 50),
-        (When::Checkpoint, "as it begins a checkpoint", true, 50),
-    ];
-    for (when, how, may_miss, most) in cases {
-        let tally = Tally::new(
-            "F2",
-            &format!(
-                "SIGSTOP of a rank of 3 {how}; times after the limit of {} s or 12.5 × the longest step",
-                limits().0
-            ),
-        );
-        let chances: Vec<Chance> = (0..runs(1, most)).map(|_| Chance::of(&mut dice)).collect();
-        let phases = Mutex::new(BTreeMap::<_, usize>::new());
-        // Most of the time is the limit.
-        each(6, &chances, |&chance| {
-            let phase = one_stops(when, chance, &tally);
-            *phases.lock().expect("no run has failed").entry(phase).or_default() += 1;
-        });
-        let (phases, n) = (phases.into_inner().expect("no run has failed"), chances.len());
-        let right: usize = phases.iter().filter(|((right, _), _)| *right).map(|(_, times)| times).sum();
-        let words: Vec<String> = phases.iter().map(|((_, phase), times)| format!("{phase} {times}")).collect();
-        tally.note(format!("phase named in {right} of {n}: {}", words.join(", ")));
-        assert!(right == n || may_miss, "{how}: the phase was named in {right} of {n}");
-        tally.end(2.0, 5.0);
-    }
+    let limit = limits().0;
+    let how = format!("SIGSTOP of a rank of 3 {how}; times after the limit of {limit} s or 12.5 × the longest step");
+    let tally = Tally::new("F2", &how);
+    let chances: Vec<Chance> = (0..runs(1, most)).map(|_| Chance::of(&mut dice)).collect();
+    let phases = Mutex::new(BTreeMap::<_, usize>::new());
+    // Most of the time is the limit.
+    each(6, &chances, |&chance| {
+        let phase = one_stops(when, chance, &tally);
+        *phases.lock().expect("no run has failed").entry(phase).or_default() += 1;
+    });
+    let (phases, n) = (phases.into_inner().expect("no run has failed"), chances.len());
+    let right: usize = phases.iter().filter(|((right, _), _)| *right).map(|(_, times)| times).sum();
+    let words: Vec<String> = phases.iter().map(|((_, phase), times)| format!("{phase} {times}")).collect();
+    tally.note(format!("phase named in {right} of {n}: {}", words.join(", ")));
+    assert!(right == n || may_miss, "{how}: the phase was named in {right} of {n}");
+    tally.end(2.0, 5.0);
+}
+
+/// Of each of load, forward and all-reduce as many as of the other phases, together.
+#[test]
+fn f02_a_rank_stopped_in_a_step_is_named_with_its_phase() {
+    ranks_stop(When::Step, "in a step", false, 150);
+}
+
+#[test]
+fn f02_a_rank_stopped_in_an_evaluation_is_named_with_its_phase() {
+    ranks_stop(When::Evaluation, "as it begins an evaluation", true, 50);
+}
+
+#[test]
+fn f02_a_rank_stopped_in_a_checkpoint_is_named_with_its_phase() {
+    ranks_stop(When::Checkpoint, "as it begins a checkpoint", true, 50);
 }
 
 /// Takes all it gets of one core.
