@@ -14,15 +14,18 @@ case $mode in
   *) echo "tests/sanitize.sh: unknown mode $mode; expected nothing or short" >&2; exit 2 ;;
 esac
 target=${CARGO_TARGET_DIR:-target}
-runner=CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER
 asan=$(realpath "$(gcc -print-file-name=libasan.so)")
 tsan=$(realpath "$(gcc -print-file-name=libtsan.so)")
 
 step() { printf '\n== %s\n' "$*"; }
 
-# ops FOLDER RUNNER TEST-ARGUMENTS...
+# Of the whole workspace, so that nothing is built anew after its tests. ops FOLDER "WORDS BEFORE THE TESTS" TEST-ARGUMENTS...
 ops() {
-  SIMGPU=$1 env "$runner=$2" cargo test --release -p cuda --test ops -- "${@:3}"
+  local table
+  table=$(cargo test --workspace --release --test ops --no-run --message-format=json-render-diagnostics |
+    sed -n '/crates\/cuda#/s/.*"executable":"\([^"]*\)".*/\1/p')
+  # shellcheck disable=SC2086
+  (cd crates/cuda && SIMGPU=$1 $2 "$table" "${@:3}")
 }
 
 for flavour in asan tsan; do

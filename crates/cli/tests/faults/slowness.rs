@@ -79,10 +79,11 @@ fn two(folder: &Path, factor: f64) -> (World, Vec<i32>) {
 /// A window of steps without a slow phase or the first step comes before it.
 const SLOW_FROM: u64 = 25;
 
+/// Factors near the threshold are in `comm`'s tests of the judge: here the machine's own noise would decide.
 #[test]
 fn f03_a_slow_rank_is_told_of_and_the_run_goes_on() {
     let _turn = turn();
-    for factor in [1.4, 2.0, 5.0] {
+    for factor in [2.0, 5.0] {
         let tally = Tally::new("F3", &format!("rank 1 of 2 stopped so often that it is {factor} × as slow"));
         let mut worst = 0;
         for _ in 0..runs(1, 20) {
@@ -95,8 +96,7 @@ fn f03_a_slow_rank_is_told_of_and_the_run_goes_on() {
             tally.named(if is_long() { told.iter().all(rank_1) } else { told.iter().any(rank_1) });
             tally.ended(&codes);
             let after = told.iter().find(|t| rank_1(t)).expect("it is in the log too").0 - SLOW_FROM;
-            // A whole window at the least excess, and what passes until the next heartbeat.
-            let limit = if factor < 2.0 { 25 } else { 20 } * if is_long() { 1 } else { 2 };
+            let limit = if is_long() { 20 } else { 40 };
             assert!(after <= limit, "{factor}: told after {after} steps: {told:?}");
             worst = worst.max(after);
         }
