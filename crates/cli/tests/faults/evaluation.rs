@@ -20,7 +20,7 @@ fn f18_counts_are_equal_for_any_number_of_ranks() {
     let _turn = turn();
     let (mut dice, tally) =
         (dice(), Tally::new("F18", "one epoch on 1 to 997 images; 1 to 8 threads, 1 to 8 processes: counts equal"));
-    let sizes: Vec<u64> = (0..runs(1, 20)).map(|_| 1 + dice.below(if is_long() { 997 } else { 300 })).collect();
+    let sizes: Vec<u64> = (0..runs(1, 30)).map(|_| 1 + dice.below(if is_long() { 997 } else { 300 })).collect();
     each(2, &sizes, |&images| {
         let folder = set_up();
         small_fashion(folder.path(), images as u32);
@@ -34,7 +34,7 @@ fn f18_counts_are_equal_for_any_number_of_ranks() {
             counts(&folder.path().join("alone"))
         };
         assert_eq!(expected.0, images);
-        for size in [2, 3, 8] {
+        for size in [2, 3, 4, 8] {
             let ranks = size.to_string();
             let name = format!("threads-{size}");
             let run = ["train", "recipe.toml", "--run", &name, "-q", "--threads", "1", "--ranks", &ranks];

@@ -57,7 +57,7 @@ fn warnings(run: &Path) -> Vec<(u64, String)> {
 /// Two ranks train to the end, rank 1 `factor` times as slow from this step on.
 fn two(folder: &Path, factor: f64) -> (World, Vec<i32>) {
     small_fashion(folder, 4800); // 100 steps an epoch
-    let steps = (SLOW_FROM + if factor >= 1.3 { 35 } else { 55 }).to_string();
+    let steps = (SLOW_FROM + if factor >= 1.3 { 35 } else { 75 }).to_string();
     let args = ["--epochs", "2000", "--max-steps", &steps, "--set", "ranks.heartbeat_s=0.05"];
     // Several cycles in half a window.
     let args = [&args[..], &["--global-batch", "48"]].concat();
