@@ -1,7 +1,7 @@
 //! F17: one bit of one rank's weights flips in its memory.
 
 use crate::job::set_up;
-use crate::launching::{Launch, World, signal, steps};
+use crate::launching::{Launch, World, signal, steps, stop};
 use crate::table::{Tally, dice, runs, turn};
 use serde_json::Value;
 use std::fs::{File, OpenOptions};
@@ -66,7 +66,7 @@ fn f17_a_flipped_bit_is_caught_at_the_next_comparison() {
         world.at_step(8 + dice.below(10)); // the first checkpoint is there
         let victim = dice.below(3) as usize;
         let pid = world.processes[victim].id();
-        signal(pid, "STOP");
+        stop(pid);
         let flipped = flip(pid, &needle(&world.run));
         let begin = Instant::now();
         let at_step = steps(&world.run);

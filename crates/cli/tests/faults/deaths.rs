@@ -1,7 +1,7 @@
 //! F1, F4, F5: a rank, or the launcher, is killed.
 
 use crate::job::set_up;
-use crate::launching::{Launch, PATIENCE, World, ranks_of, signal, steps, until};
+use crate::launching::{Launch, PATIENCE, World, ranks_of, signal, steps, term, until};
 use crate::program::retort_in;
 use crate::table::{Dice, Tally, dice, each, runs, turn};
 use std::path::Path;
@@ -98,7 +98,7 @@ fn f04_a_rank_that_a_second_term_kills() {
         let mut world = three(folder.path());
         world.at_step(3);
         let begin = Instant::now();
-        (0..2).for_each(|_| signal(world.processes[1].id(), "TERM"));
+        (0..2).for_each(|_| term(world.processes[1].id()));
         let (codes, last) = world.ends();
         tally.gone(begin, last);
         tally.ended(&codes);

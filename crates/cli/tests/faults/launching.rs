@@ -1,6 +1,9 @@
 //! The launcher of these tests: ranks as processes, by hand or under an mpirun; their true codes, their stderr; none outlives it.
 
 use crate::program::command;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
@@ -24,10 +27,13 @@ pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Sends a signal by its name.
+/// Sends a signal by its name; to a process that is gone, none.
 pub(crate) fn signal(pid: u32, name: &str) {
-    let sent = Command::new("kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status();
-    sent.expect("kill starts");
+    let signal: Signal = format!("SIG{name}").parse().expect("the name of a signal");
+    match kill(Pid::from_raw(pid as i32), signal) {
+        Ok(()) | Err(Errno::ESRCH) => (),
+        Err(error) => panic!("SIG{name} to {pid}: {error}"),
+    }
 }
 
 /// A process whose stderr is heard as it comes.
@@ -74,6 +80,29 @@ impl Process {
         }
         (status.code().unwrap_or_else(|| 128 + status.signal().expect("ended")), at)
     }
+}
+
+/// A line of /proc about a process or a thread: what follows `name` in this file, up to the end of the line; empty when it is gone.
+fn told(file: &Path, name: &str) -> String {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_string()
+}
+
+/// Stops a process; returns when none of its threads runs.
+pub(crate) fn stop(pid: u32) {
+    signal(pid, "STOP");
+    let threads =
+        || std::fs::read_dir(format!("/proc/{pid}/task")).expect("a process").map(|entry| entry.unwrap().path());
+    until("all threads stop", || {
+        threads().all(|thread| told(&thread.join("status"), "State:").starts_with('T')).then_some(())
+    });
+}
+
+/// Sends TERM; returns when the process has taken it.
+pub(crate) fn term(pid: u32) {
+    signal(pid, "TERM");
+    let pending = || u64::from_str_radix(&told(Path::new(&format!("/proc/{pid}/status")), "ShdPnd:"), 16).unwrap_or(0);
+    until("the TERM is taken", || (pending() >> (Signal::SIGTERM as u64 - 1) & 1 == 0).then_some(()));
 }
 
 /// Starts ranks that learn who they are from the variables of these two names.

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 /// One stop and one go: far below the length of the window in which ranks are compared.
 const CYCLE: Duration = Duration::from_millis(100);
 
-/// Makes a process `factor` times as slow, by stopping it for the rest of every cycle; until dropped.
+/// Makes a process `factor` times as slow, by stopping it for the rest of every cycle.
 struct Slow {
     done: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    /// Returns how slow it was made in fact: a thread sleeps longer than it asks for.
+    thread: Option<JoinHandle<f64>>,
 }
 
 impl Slow {
@@ -25,21 +26,61 @@ impl Slow {
         let done = Arc::new(AtomicBool::new(false));
         let asked = done.clone();
         let cycle = move || {
+            let (begin, mut stopped) = (Instant::now(), Duration::ZERO);
             while !asked.load(Ordering::SeqCst) {
+                let stop = Instant::now();
                 signal(pid, "STOP");
                 std::thread::sleep(CYCLE.mul_f64(1.0 - 1.0 / factor));
                 signal(pid, "CONT");
+                stopped += stop.elapsed();
                 std::thread::sleep(CYCLE.mul_f64(1.0 / factor));
             }
+            begin.elapsed().as_secs_f64() / (begin.elapsed() - stopped).as_secs_f64()
         };
         Slow { done, thread: Some(std::thread::spawn(cycle)) }
+    }
+
+    /// How slow the process was.
+    fn ends(mut self) -> f64 {
+        self.done.store(true, Ordering::SeqCst);
+        self.thread.take().expect("it ends once").join().expect("no panic")
     }
 }
 
 impl Drop for Slow {
+    /// A test that fails leaves no thread that sends signals.
     fn drop(&mut self) {
         self.done.store(true, Ordering::SeqCst);
         let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// How much of this machine's cores others had: time that other virtual machines took, in seconds since the start.
+fn taken() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    // cpu user nice system idle iowait irq softirq steal, in hundredths of a second.
+    stat.split_whitespace().nth(8).and_then(|steal| steal.parse::<f64>().ok()).unwrap_or_default() / 100.0
+}
+
+/// Measures [`taken`] and the factors while runs go on, for the row.
+struct Circumstances {
+    begin: Instant,
+    taken: f64,
+    factors: Vec<f64>,
+}
+
+impl Circumstances {
+    fn begin() -> Circumstances {
+        Circumstances { begin: Instant::now(), taken: taken(), factors: Vec::new() }
+    }
+
+    fn note(mut self, tally: &Tally) {
+        self.factors.sort_by(f64::total_cmp);
+        if let (Some(least), Some(most)) = (self.factors.first(), self.factors.last()) {
+            tally.note(format!("in fact {least:.2} to {most:.2} × as slow"));
+        }
+        let share = (taken() - self.taken) / self.begin.elapsed().as_secs_f64();
+        tally.note(format!("{share:.2} cores taken by other machines"));
     }
 }
 
@@ -54,8 +95,8 @@ fn warnings(run: &Path) -> Vec<(u64, String)> {
     told.map(|line| (line["step"].as_u64().unwrap(), line["text"].as_str().unwrap().to_string())).collect()
 }
 
-/// Two ranks train to the end, rank 1 `factor` times as slow from this step on.
-fn two(folder: &Path, factor: f64) -> (World, Vec<i32>) {
+/// Two ranks train to the end, rank 1 `factor` times as slow from [`SLOW_FROM`] on. The job, codes, and how slow it was in fact.
+fn two(folder: &Path, factor: f64) -> (World, Vec<i32>, Option<f64>) {
     small_fashion(folder, 4800); // 100 steps an epoch
     let steps = (SLOW_FROM + if factor >= 1.3 { 35 } else { 75 }).to_string();
     let args = ["--epochs", "2000", "--max-steps", &steps, "--set", "ranks.heartbeat_s=0.05"];
@@ -64,16 +105,15 @@ fn two(folder: &Path, factor: f64) -> (World, Vec<i32>) {
     let mut world = Launch { folder, run: "run", size: 2, args: &args }.start();
     world.at_step(SLOW_FROM);
     let slow = (factor > 1.0).then(|| Slow::down(world.processes[1].id(), factor));
-    let codes = match factor >= 1.3 {
-        true => {
-            let told = world.processes[0].says("warning: rank 1 (");
-            assert!(told.1.ends_with("the run goes on"), "{}", told.1);
-            drop(slow);
-            world.ends().0
-        }
-        false => world.ends().0,
-    };
-    (world, codes)
+    if factor >= 1.3 {
+        let told = world.processes[0].says("warning: rank 1 (");
+        assert!(told.1.ends_with("the run goes on"), "{}", told.1);
+        let in_fact = slow.map(Slow::ends);
+        let codes = world.ends().0;
+        return (world, codes, in_fact);
+    }
+    let codes = world.ends().0;
+    (world, codes, slow.map(Slow::ends))
 }
 
 /// A window of steps without a slow phase or the first step comes before it.
@@ -85,10 +125,11 @@ fn f03_a_slow_rank_is_told_of_and_the_run_goes_on() {
     let _turn = turn();
     for factor in [2.0, 5.0] {
         let tally = Tally::new("F3", &format!("rank 1 of 2 stopped so often that it is {factor} × as slow"));
-        let mut worst = 0;
+        let (mut worst, mut circumstances) = (0, Circumstances::begin());
         for _ in 0..runs(1, 20) {
             let folder = set_up();
-            let (world, codes) = two(folder.path(), factor);
+            let (world, codes, in_fact) = two(folder.path(), factor);
+            circumstances.factors.extend(in_fact);
             assert_eq!(codes, [0, 0], "{}", world.words());
             let told = warnings(&world.run);
             let rank_1 = |(_, text): &(u64, String)| text.starts_with("warning: rank 1 (");
@@ -101,6 +142,7 @@ fn f03_a_slow_rank_is_told_of_and_the_run_goes_on() {
             worst = worst.max(after);
         }
         tally.note(format!("told after {worst} steps at most"));
+        circumstances.note(&tally);
         tally.end(0.0, 0.0);
     }
 }
@@ -111,20 +153,24 @@ fn f03_ranks_of_one_pace_are_not_told_of() {
     for factor in [1.0, 1.1] {
         let tally =
             Tally::new("F3", &format!("rank 1 of 2 stopped so often that it is {factor} × as slow: no warning"));
+        let mut circumstances = Circumstances::begin();
         for _ in 0..runs(1, 20) {
             // A machine with other work may slow one of two ranks down by itself: in the short form the third run counts.
             let tries = if is_long() { 1 } else { 3 };
-            let quiet = (0..tries).any(|_| {
+            let mut try_once = || {
                 let folder = set_up();
-                let (world, codes) = two(folder.path(), factor);
+                let (world, codes, in_fact) = two(folder.path(), factor);
                 assert_eq!(codes, [0, 0], "{}", world.words());
                 tally.ended(&codes);
+                circumstances.factors.extend(in_fact);
                 let told = warnings(&world.run);
                 println!("{factor}: {told:?}");
                 told.is_empty()
-            });
+            };
+            let quiet = (0..tries).any(|_| try_once());
             assert!(quiet, "{factor}: a warning in each of {tries} runs");
         }
+        circumstances.note(&tally);
         tally.end(0.0, 0.0);
     }
 }
