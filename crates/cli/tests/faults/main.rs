@@ -18,6 +18,7 @@ mod job;
 mod launches;
 mod launching;
 mod network;
+mod pace;
 #[allow(dead_code)] // another test uses the rest
 #[path = "../support/program.rs"]
 mod program;
