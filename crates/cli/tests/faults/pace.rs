@@ -1,7 +1,8 @@
-//! Who slows a process down: the test, to a wanted factor, or other virtual machines on the same cores, as the kernel counts.
+//! How fast processes go: one as slow as wanted, two alike whatever else the machine does.
 
 use crate::launching::signal;
-use std::collections::VecDeque;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -56,26 +57,34 @@ pub(crate) fn slow_down(pid: u32, factor: f64) -> Beside<f64> {
     })
 }
 
-/// Seconds of this machine's cores that other virtual machines had, since the start; 0 where nobody counts.
-fn taken_s() -> f64 {
-    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    // cpu user nice system idle iowait irq softirq steal, in hundredths of a second.
-    stat.split_whitespace().nth(8).and_then(|steal| steal.parse::<f64>().ok()).unwrap_or_default() / 100.0
+/// How long a process has a core before it trades it; not in step with [`CYCLE`].
+const TENURE: Duration = Duration::from_millis(70);
+
+/// Makes two processes trade cores again and again, so that a core which other virtual machines slow down slows both alike.
+pub(crate) fn trade_cores(processes: [u32; 2]) -> Beside<()> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).expect("the cores of this process");
+    let cores: Vec<usize> = (0..CpuSet::count()).filter(|&core| allowed.is_set(core).unwrap_or(false)).collect();
+    let two = [cores[0], cores[1 % cores.len()]];
+    Beside::start(move |asked| {
+        for turn in 0.. {
+            for (i, pid) in processes.into_iter().enumerate() {
+                bind(pid, two[(turn + i) % 2]);
+            }
+            if asked.load(Ordering::SeqCst) {
+                return;
+            }
+            std::thread::sleep(TENURE);
+        }
+    })
 }
 
-/// Finds the most cores that other virtual machines took on average over `window`.
-pub(crate) fn taken(window: Duration) -> Beside<f64> {
-    Beside::start(move |asked| {
-        let (mut seen, mut most) = (VecDeque::from([(Instant::now(), taken_s())]), 0.0_f64);
-        while !asked.load(Ordering::SeqCst) {
-            std::thread::sleep(CYCLE);
-            let (now, seconds) = (Instant::now(), taken_s());
-            seen.push_back((now, seconds));
-            while seen.get(1).is_some_and(|&(at, _)| now - at >= window) {
-                seen.pop_front();
-            }
-            most = most.max((seconds - seen[0].1) / (now - seen[0].0).max(window).as_secs_f64());
-        }
-        most
-    })
+/// Binds all threads that a process has to a core; later ones inherit it.
+fn bind(pid: u32, core: usize) {
+    let mut set = CpuSet::new();
+    set.set(core).expect("a core's number");
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let thread = thread.file_name().to_str().and_then(|id| id.parse().ok()).expect("a thread's number");
+        // It may have ended since.
+        let _ = sched_setaffinity(Pid::from_raw(thread), &set);
+    }
 }

@@ -2,12 +2,12 @@
 
 use crate::job::set_up;
 use crate::launching::{Launch, World, signal};
-use crate::pace::{Beside, slow_down, taken};
+use crate::pace::{Beside, slow_down, trade_cores};
 use crate::program::small_fashion;
 use crate::table::{Tally, is_long, runs, turn};
 use serde_json::Value;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 fn lines(run: &Path, name: &str) -> Vec<Value> {
     let text = std::fs::read_to_string(run.join(name)).unwrap();
@@ -23,17 +23,12 @@ fn warnings(run: &Path) -> Vec<(u64, String)> {
 /// A window of steps without a slow phase or the first step comes before it.
 const SLOW_FROM: u64 = 25;
 
-/// At least the time of the 20 steps over which ranks are compared.
-const WINDOW: Duration = Duration::from_millis(1500);
-
 /// Two ranks that trained to the end, one of them slowly.
 struct Two {
     codes: Vec<i32>,
     told: Vec<(u64, String)>,
     /// How many times as slow as by itself rank 1 was.
     factor: f64,
-    /// The most cores that other machines took over a window.
-    taken: f64,
 }
 
 impl Two {
@@ -46,8 +41,8 @@ impl Two {
         // Several stops in half a window.
         let args = [&args[..], &["--global-batch", "48"]].concat();
         let mut world = Launch { folder: folder.path(), run: "run", size: 2, args: &args }.start();
+        let trade = trade_cores([0, 1].map(|rank| world.processes[rank].id()));
         world.at_step(SLOW_FROM);
-        let taken = taken(WINDOW);
         let slow = (factor > 1.0).then(|| slow_down(world.processes[1].id(), factor));
         if factor >= 1.3 {
             let (_, told) = world.processes[0].says("warning: rank 1 (");
@@ -58,7 +53,8 @@ impl Two {
         let factor = slow.map_or(1.0, Beside::ends);
         let codes = world.ends().0;
         assert_eq!(codes, [0, 0], "{}", world.words());
-        Two { told: warnings(&world.run), codes, factor, taken: taken.ends() }
+        trade.ends();
+        Two { told: warnings(&world.run), codes, factor }
     }
 }
 
@@ -92,35 +88,27 @@ fn range(factors: &mut [f64]) -> String {
     format!("in fact {:.2} to {:.2} × as slow", factors[0], factors[factors.len() - 1])
 }
 
-/// From here a run does not count: a rank whose core is taken by another machine is slow. Half of what lies between 1.1 and 1.3.
-const TAKEN: f64 = 0.1;
-
 #[test]
 fn f03_ranks_of_one_pace_are_not_told_of() {
     let _turn = turn();
     for factor in [1.0, 1.1] {
         let how = format!("rank 1 of 2 stopped so often that it is {factor} × as slow: no warning");
-        let tally = Tally::new("F3", &how);
-        let (mut factors, mut disturbed) = (Vec::new(), Vec::new());
-        while factors.len() < runs(1, 20) {
-            let two = Two::train(factor);
-            println!("{factor}: {:?}, in fact {:.3}, {:.3} cores taken", two.told, two.factor, two.taken);
-            // The short form knows of other work only by what it does.
-            if if is_long() { two.taken > TAKEN } else { !two.told.is_empty() } {
-                disturbed.push(two.told.len());
-                assert!(disturbed.len() < runs(3, 100), "other work takes these cores: {:?}", two.told);
-                continue;
-            }
-            assert!(two.told.is_empty(), "{factor}: {:?}", two.told);
-            tally.ended(&two.codes);
-            factors.push(two.factor);
+        let (tally, mut factors) = (Tally::new("F3", &how), Vec::new());
+        for _ in 0..runs(1, 20) {
+            // A machine with other work may slow one of two ranks down by itself: in the short form the third run counts.
+            let tries = if is_long() { 1 } else { 3 };
+            let quiet = (0..tries).any(|_| {
+                let two = Two::train(factor);
+                println!("{factor}: {:?}, in fact {:.3}", two.told, two.factor);
+                tally.ended(&two.codes);
+                factors.push(two.factor);
+                two.told.is_empty()
+            });
+            assert!(quiet, "{factor}: a warning in each of {tries} runs");
         }
-        tally.note(range(&mut factors));
-        tally.note(format!(
-            "runs not counted, since other machines took more than {TAKEN} cores for {WINDOW:?}: {} ({} with a warning)",
-            disturbed.len(),
-            disturbed.iter().filter(|&&told| told > 0).count(),
-        ));
+        if factor > 1.0 {
+            tally.note(range(&mut factors));
+        }
         tally.end(0.0, 0.0);
     }
 }
