@@ -4,8 +4,12 @@ use crate::progress::StepTimes;
 use std::fmt;
 use std::time::Duration;
 
-/// From here a rank is slow: its time against the median of the ranks.
-const SLOW: f64 = 1.3;
+/// From here a rank is slow: its time against the median of the ranks. In the middle between 1.1, which is nobody's fault, and 1.3, which
+/// is to be told of whatever noise there is.
+const SLOW: f64 = 1.2;
+
+/// At least as slow it is in each half of the window.
+const SLOW_IN_HALF: f64 = 1.1;
 
 /// What makes a rank slow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,20 +44,20 @@ pub(crate) struct Straggler {
 
 /// The slow ones among ranks with these times of two halves of a window. A rank that was held up once is slow in one half only.
 pub(crate) fn find(windows: &[[StepTimes; 2]]) -> Vec<Straggler> {
-    let half = |i: usize| compare(&windows.iter().map(|w| w[i]).collect::<Vec<_>>());
+    let half = |i: usize| compare(&windows.iter().map(|w| w[i]).collect::<Vec<_>>(), SLOW_IN_HALF);
     let halves = [half(0), half(1)];
     let in_both = |slow: &Straggler| halves.iter().all(|half| half.iter().any(|other| other.rank == slow.rank));
-    let mut whole = compare(&windows.iter().map(|w| w[0] + w[1]).collect::<Vec<_>>());
+    let mut whole = compare(&windows.iter().map(|w| w[0] + w[1]).collect::<Vec<_>>(), SLOW);
     whole.retain(in_both);
     whole
 }
 
-/// The slow ones among ranks with these times. Of an even number the lower median counts: of two ranks the faster one.
+/// Those among ranks with these times that take at least `limit` times as long as the median. Of an even number the lower median counts: of two ranks the faster one.
 ///
 /// A rank is compared by its time before the first collective, and by that and the time of its link together. In a collective all wait
 /// for the slowest, so the time in it is no rank's own; the link's is counted from the first byte of an answer on, which comes when
 /// all have arrived. A rank whose link tells nothing counts as having a usual one.
-fn compare(windows: &[StepTimes]) -> Vec<Straggler> {
+fn compare(windows: &[StepTimes], limit: f64) -> Vec<Straggler> {
     let median = |of: &dyn Fn(&StepTimes) -> Duration| {
         let mut all: Vec<f64> = windows.iter().map(|w| of(w).as_secs_f64()).collect();
         all.sort_by(f64::total_cmp);
@@ -82,7 +86,7 @@ fn compare(windows: &[StepTimes]) -> Vec<Straggler> {
     let slow = |(rank, w): (usize, &StepTimes)| {
         let alone = (w.data + w.own).as_secs_f64() / total;
         let ratio = alone.max((w.data + w.own + link(w)).as_secs_f64() / whole);
-        (ratio >= SLOW && ratio.is_finite()).then(|| Straggler { rank, ratio, cause: cause(w) })
+        (ratio >= limit && ratio.is_finite()).then(|| Straggler { rank, ratio, cause: cause(w) })
     };
     windows.iter().enumerate().filter_map(slow).collect()
 }

@@ -35,11 +35,13 @@ impl Two {
     /// Rank 1 is `factor` times as slow from [`SLOW_FROM`] on: from 1.3 until it is told of, below that to the end.
     fn train(factor: f64) -> Two {
         let folder = set_up();
-        small_fashion(folder.path(), 4800); // 100 steps an epoch
+        // Several stops in half a window, and the noise of this machine in the middle: in the long form twice as many.
+        let batch = if is_long() { 96 } else { 48 };
+        small_fashion(folder.path(), 100 * batch); // 100 steps an epoch
         let steps = (SLOW_FROM + if factor >= 1.3 { 35 } else { 75 }).to_string();
-        let args = ["--epochs", "2000", "--max-steps", &steps, "--set", "ranks.heartbeat_s=0.05"];
-        // Several stops in half a window.
-        let args = [&args[..], &["--global-batch", "48"]].concat();
+        let batch = batch.to_string();
+        let args = ["--epochs", "2000", "--max-steps", &steps, "--global-batch", &batch];
+        let args = [&args[..], &["--set", "ranks.heartbeat_s=0.05"]].concat();
         let mut world = Launch { folder: folder.path(), run: "run", size: 2, args: &args }.start();
         let trade = trade_cores([0, 1].map(|rank| world.processes[rank].id()));
         world.at_step(SLOW_FROM);
@@ -58,11 +60,11 @@ impl Two {
     }
 }
 
-/// Factors near the threshold are in `comm`'s tests of the judge: here the machine's own noise would decide.
 #[test]
 fn f03_a_slow_rank_is_told_of_and_the_run_goes_on() {
     let _turn = turn();
-    for factor in [2.0, 5.0] {
+    // In the short form the machine's own noise would decide on 1.3; `comm`'s tests of the judge have it without noise.
+    for &factor in if is_long() { &[1.3, 2.0, 5.0][..] } else { &[2.0, 5.0] } {
         let tally = Tally::new("F3", &format!("rank 1 of 2 stopped so often that it is {factor} × as slow"));
         let (mut worst, mut factors) = (0, Vec::new());
         for _ in 0..runs(1, 20) {

@@ -38,7 +38,7 @@ fn stragglers_are_told_of_with_their_cause() {
     for size in [2, 8] {
         for cause in [Cause::Data, Cause::Compute, Cause::Clock] {
             assert_eq!(straggles(size, 1.1, cause), [], "{cause:?}");
-            for factor in [1.33, 2.0, 5.0] {
+            for factor in [1.3, 2.0, 5.0] {
                 let found = straggles(size, factor, cause);
                 let [Finding::Straggler { rank: 1, ratio, cause: told, text }] = found.as_slice() else {
                     panic!("{factor} {cause:?} of {size}: {found:?}")
@@ -89,7 +89,7 @@ fn a_rank_whose_link_is_slow_is_told_of_with_the_network_as_cause() {
     for size in [3, 8] {
         assert_eq!(slow_link(size, 1.0), []);
         assert_eq!(slow_link(size, 1.1), []);
-        for factor in [1.33, 2.0, 5.0] {
+        for factor in [1.3, 2.0, 5.0] {
             let found = slow_link(size, factor);
             let [Finding::Straggler { rank: 1, ratio, cause: Cause::Network, text }] = found.as_slice() else {
                 panic!("{factor} of {size}: {found:?}")
