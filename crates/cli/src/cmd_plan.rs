@@ -14,11 +14,12 @@ Examples:
   retort plan recipe.toml                    every launch with bytes, FLOPs and its place in memory
   retort plan recipe.toml --memory           what it adds up to
   retort plan recipe.toml --graph --fusion off --batch 2
-  retort plan recipe.toml --world-size 8 --link 450GB/s --step-ms 32
+  retort plan recipe.toml --world-size 8 --link 450GB/s
                                              what data-parallel training would lose to all-reduces
+  retort plan recipe.toml --world-size 32 --link 320GB/s --latency 50us --step-ms 32
 
 With --world-size the global batch is divided among the ranks, as training does it; --step-ms is what `retort bench` measures at a rank's
-batch (`--batch`). An all-reduce takes the latency plus 2 (n - 1) / n × bytes / link, the bus bandwidth of large messages: 450GB/s among
+batch (`--batch`); without it a step takes what an H100 takes at least. An all-reduce takes the latency plus 2 (n - 1) / n × bytes / link, the bus bandwidth of large messages: 450GB/s among
 GPUs of one node with NVSwitch, 320GB/s over nodes with 8 NICs of 400 Gb/s each, 45GB/s with one.";
 
 /// Print what a step launches, without a step
@@ -43,7 +44,7 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "H")]
     image: Option<usize>,
     /// Predict the scaling to N ranks: bytes to reduce, buckets, what of their all-reduce is exposed
-    #[arg(long, value_name = "N", requires = "link", requires = "step_ms", conflicts_with_all = ["graph", "memory", "fusion", "batch", "image"],
+    #[arg(long, value_name = "N", requires = "link", conflicts_with_all = ["graph", "memory", "fusion", "batch", "image"],
           value_parser = clap::value_parser!(u32).range(2..))]
     world_size: Option<u32>,
     /// Bus bandwidth between ranks, as 450GB/s (bytes) or 400Gb/s (bits)
@@ -52,7 +53,7 @@ pub(crate) struct PlanArgs {
     /// Latency of an all-reduce; 20us in a node and 50us over nodes are usual
     #[arg(long, value_name = "TIME", requires = "world_size", default_value = "20us")]
     latency: Latency,
-    /// A rank's step without communication in milliseconds, as `retort bench` measures it
+    /// A rank's step without communication in milliseconds, as `retort bench` measures it [default: an H100's bound]
     #[arg(long, value_name = "X", requires = "world_size")]
     step_ms: Option<f64>,
     #[command(flatten)]
@@ -66,10 +67,9 @@ enum FusionArg {
 }
 
 pub(crate) fn run(args: &PlanArgs, terminal: &Terminal) -> Result<Exit, CliError> {
-    if let (Some(world_size), Some(Bandwidth(bytes_per_s)), Some(step_ms)) = (args.world_size, args.link, args.step_ms)
-    {
+    if let (Some(world_size), Some(Bandwidth(bytes_per_s))) = (args.world_size, args.link) {
         let link = Link { latency_s: args.latency.0, bytes_per_s };
-        let options = ScalingOptions { world_size: world_size as usize, link, step_ms };
+        let options = ScalingOptions { world_size: world_size as usize, link, step_ms: args.step_ms };
         return scaling(args, options, terminal);
     }
     let batch = |n| [format!("train.global_batch={n}"), format!("train.micro_batch={n}")];
@@ -102,9 +102,8 @@ pub(crate) fn run(args: &PlanArgs, terminal: &Terminal) -> Result<Exit, CliError
 }
 
 fn scaling(args: &PlanArgs, options: ScalingOptions, terminal: &Terminal) -> Result<Exit, CliError> {
-    if !(options.step_ms > 0.0 && options.step_ms.is_finite()) {
-        let what =
-            format!("--step-ms: expected milliseconds above 0, got {}; `retort bench` measures them", options.step_ms);
+    if let Some(ms) = options.step_ms.filter(|ms| !(*ms > 0.0 && ms.is_finite())) {
+        let what = format!("--step-ms: expected milliseconds above 0, got {ms}; `retort bench` measures them");
         return Err(CliError::Usage(what));
     }
     terminal.print(train::scaling_of(args.edits.load(&args.recipe)?, options)?)?;

@@ -167,11 +167,14 @@ fn a_plan_predicts_the_scaling_of_a_recipe() {
     {
         assert!(shown.out.contains(part), "no {part} in {}", shown.out);
     }
+    let bound = plan(&["--world-size", "4", "--link", "450GB/s"]);
+    assert_eq!((bound.code, bound.err.as_str()), (0, ""));
+    assert!(bound.out.contains("what an H100 takes at least") && bound.out.contains("efficiency"), "{}", bound.out);
     let cases: [(&[&str], &str); 6] = [
         (&["--world-size", "4", "--link", "450", "--step-ms", "1"], "400Gb/s"),
         (&["--world-size", "4", "--link", "45GB/s", "--latency", "20", "--step-ms", "1"], "20us"),
         (&["--world-size", "1", "--link", "45GB/s", "--step-ms", "1"], "2.."),
-        (&["--world-size", "4", "--link", "45GB/s"], "--step-ms"),
+        (&["--world-size", "4"], "--link"),
         (&["--world-size", "4", "--link", "45GB/s", "--step-ms", "0"], "milliseconds above 0"),
         (&["--world-size", "7", "--link", "45GB/s", "--step-ms", "1"], "not divisible by world_size 7"),
     ];

@@ -1,8 +1,8 @@
 //! What a recipe's step costs at several ranks, by the model of `link`: bytes to reduce, buckets, how much of their all-reduce hides
 //! behind the backward pass, and the scaling efficiency that is left. Nothing runs.
 //!
-//! A step without communication takes what the caller measured (`retort bench` at a rank's batch). It is divided among launches by
-//! what they count: the larger of their bytes and of their FLOPs in bytes' time. Gradients are summed over a rank's micro-batches
+//! A step without communication takes what the caller measured (`retort bench` at a rank's batch), or else what an H100 would take at
+//! least. It is divided among launches by what they count: the larger of their bytes and of their FLOPs in bytes' time. Gradients are summed over a rank's micro-batches
 //! first, so a bucket is reduced while the last micro-batch's body runs on; buckets follow each other on the link.
 //! Not in the model: multiprocessors that the all-reduce takes from the kernels, ranks that are late, input.
 
@@ -22,8 +22,8 @@ pub struct ScalingOptions {
     /// At least 2.
     pub world_size: usize,
     pub link: Link,
-    /// Milliseconds of a rank's step on its share of the global batch, without communication.
-    pub step_ms: f64,
+    /// Milliseconds of a rank's step on its share of the global batch, without communication; none: what an H100 takes at least.
+    pub step_ms: Option<f64>,
 }
 
 /// A slice of what a phase reduces.
@@ -62,6 +62,8 @@ pub struct Scaling {
     pub micro_batch: usize,
     pub micro_batches: usize,
     pub bucket_bytes: usize,
+    /// Seconds of a rank's step without communication.
+    pub step_s: f64,
     pub phases: Vec<ScaledPhase>,
 }
 
@@ -78,16 +80,13 @@ pub fn scaling_of(mut loaded: Loaded, options: ScalingOptions) -> Result<Scaling
     let bucket_bytes = bucket_bytes(link.latency_s, link.bytes_per_s, world_size);
     let planning = PlanOptions { fusion: Fusion::Full, image: None, bucket_bytes: Some(bucket_bytes) };
     let plan = plan_of(loaded, planning)?;
-    let phases = phases(&plan, micro_batches, &options);
-    Ok(Scaling { options, network, micro_batch, micro_batches, bucket_bytes, phases })
+    let bytes = counted_in_step(&plan, micro_batches);
+    let step_s = options.step_ms.map_or(bytes / BYTES_PER_S, |ms| ms / 1e3);
+    let phases = phases(&plan, step_s / bytes.max(1.0), &options);
+    Ok(Scaling { options, network, micro_batch, micro_batches, bucket_bytes, step_s, phases })
 }
 
 impl Scaling {
-    /// Seconds of a step without communication.
-    pub fn step_s(&self) -> f64 {
-        self.options.step_ms / 1e3
-    }
-
     /// Seconds that a step's all-reduces add, one after the body of each phase.
     pub fn whole_s(&self) -> f64 {
         self.phases.iter().map(|p| p.whole_s).sum()
@@ -100,21 +99,26 @@ impl Scaling {
 
     /// The share of a step that is not communication, if that adds `seconds` to it.
     pub fn efficiency(&self, seconds: f64) -> f64 {
-        self.step_s() / (self.step_s() + seconds)
+        self.step_s / (self.step_s + seconds)
     }
 }
 
-fn phases(plan: &Plan, micro_batches: usize, options: &ScalingOptions) -> Vec<ScaledPhase> {
+/// What launches count in the time of a step, in bytes.
+fn counted(launches: &[Launch], precision: Precision) -> f64 {
+    launches.iter().fold(0.0, |sum, launch| sum + weight(launch, precision))
+}
+
+fn counted_in_step(plan: &Plan, micro_batches: usize) -> f64 {
+    let of = |p, section| counted(plan.section(p, section), plan.graph.precision);
+    (0..plan.phases.len()).map(|p| micro_batches as f64 * of(p, Section::Body) + of(p, Section::Update)).sum()
+}
+
+fn phases(plan: &Plan, seconds_a_byte: f64, options: &ScalingOptions) -> Vec<ScaledPhase> {
     let precision = plan.graph.precision;
-    let counted = |launches: &[Launch]| -> f64 { launches.iter().fold(0.0, |sum, l| sum + weight(l, precision)) };
-    let all = (0..plan.phases.len()).map(|p| {
-        micro_batches as f64 * counted(plan.section(p, Section::Body)) + counted(plan.section(p, Section::Update))
-    });
-    let seconds_a_weight = options.step_ms / 1e3 / all.sum::<f64>().max(1.0);
     let element = plan.placement.storage.bytes(precision.acc());
     let of_phase = |p: usize| {
         let body = plan.section(p, Section::Body);
-        let total = counted(body);
+        let total = counted(body, precision);
         let bucket = |b: &Bucket| {
             let after = body.iter().position(|l| l.node > b.ready_after).unwrap_or(body.len());
             let bytes = b.range.len() * element;
@@ -122,12 +126,12 @@ fn phases(plan: &Plan, micro_batches: usize, options: &ScalingOptions) -> Vec<Sc
                 range: b.range.clone(),
                 bytes,
                 ready_after: plan.graph.node(b.ready_after).path.clone(),
-                left: counted(&body[after..]) / total.max(1.0),
+                left: counted(&body[after..], precision) / total.max(1.0),
                 all_reduce_s: options.link.all_reduce_s(options.world_size, bytes),
             }
         };
         let buckets: Vec<_> = plan.reduce.buckets.iter().filter(|b| b.phase == p).map(bucket).collect();
-        let (bytes, body_s) = (plan.reduce.phases[p].len() * element, total * seconds_a_weight);
+        let (bytes, body_s) = (plan.reduce.phases[p].len() * element, total * seconds_a_byte);
         let whole_s = options.link.all_reduce_s(options.world_size, bytes);
         ScaledPhase {
             name: plan.phases[p].name.clone(),
@@ -153,8 +157,11 @@ fn weight(launch: &Launch, precision: Precision) -> f64 {
     bytes.max(launch.cost.flops as f64 / flops_a_byte(precision))
 }
 
-/// FLOPs that a GPU computes in the time of a byte: an H100 copies 3.0 TB/s and multiplies 790 TFLOP/s in bf16, half of that in tf32, 60 in
-/// f32 without tensor cores. Only the division of a step among its launches depends on it.
+/// What an H100 copies.
+const BYTES_PER_S: f64 = 3.0e12;
+
+/// FLOPs that a GPU computes in the time of a byte: an H100 multiplies 790 TFLOP/s in bf16, half of that in tf32, 60 in f32 without
+/// tensor cores.
 fn flops_a_byte(precision: Precision) -> f64 {
     match precision {
         Precision::Bf16 => 263.0,
@@ -197,9 +204,14 @@ impl Display for Scaling {
                 "one all-reduce after the body: {whole:.3} ms; of overlapped buckets, exposed: {exposed:.3} ms"
             )?;
         }
-        let share = |seconds: f64| 100.0 * seconds / self.step_s();
+        let share = |seconds: f64| 100.0 * seconds / self.step_s;
         let (whole, exposed) = (self.whole_s(), self.exposed_s());
-        writeln!(f, "\na step of {step_ms} ms on each rank, without communication:")?;
+        let source = match step_ms {
+            Some(_) => "",
+            None => " (what an H100 takes at least for its bytes and FLOPs; measured by `retort bench`: --step-ms)",
+        };
+        let ms = (self.step_s * 1e6).round() / 1e3;
+        writeln!(f, "\na step of {ms} ms on each rank, without communication{source}:")?;
         for (how, seconds) in [("one all-reduce a phase", whole), ("overlapped buckets", exposed)] {
             let (ms, efficiency) = (seconds * 1e3, 100.0 * self.efficiency(seconds));
             writeln!(

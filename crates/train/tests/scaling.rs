@@ -18,7 +18,7 @@ fn recipe(network: &str, global_batch: usize, more: &str) -> Loaded {
 
 fn scaling(network: &str, world_size: usize, link: Link, step_ms: f64) -> Scaling {
     let batch = world_size * if network == "resnet50" { 256 } else { 32 };
-    scaling_of(recipe(network, batch, ""), ScalingOptions { world_size, link, step_ms }).unwrap()
+    scaling_of(recipe(network, batch, ""), ScalingOptions { world_size, link, step_ms: Some(step_ms) }).unwrap()
 }
 
 /// Without latency, which the table leaves out.
@@ -58,7 +58,7 @@ fn bytes_and_times_are_those_of_the_table() {
 fn shares_of_a_step_without_overlap_are_those_of_the_text() {
     for ((world, rate), percent, digit) in [(IN_NODE, 1.2, 0.05), (NODES, 2.0, 0.5), (ONE_NIC, 12.0, 0.5)] {
         let found = scaling("resnet50", world, link(rate), 32.0);
-        let share = 100.0 * found.whole_s() / found.step_s();
+        let share = 100.0 * found.whole_s() / found.step_s;
         assert!((share - percent).abs() < f64::max(0.05 * percent, digit), "{world} ranks: {share} %");
         let efficiency = found.efficiency(found.whole_s());
         assert!((efficiency - 1.0 / (1.0 + share / 100.0)).abs() < 1e-12);
@@ -91,10 +91,27 @@ fn buckets_overlap_with_the_body_and_the_last_is_exposed() {
     assert!((phase.exposed_s - (all - phase.buckets[0].left * phase.body_s)).abs() < 1e-9);
 }
 
+/// Without a measured step: 32 ms at 256 images of ResNet-50 and 4.9 ms at 32, where latencies count too, are what a very good program
+/// comes to; a bound lies below, and not far.
+#[test]
+fn without_a_measured_step_a_gpus_bound_is_taken() {
+    for (images, ms) in [(256, 32.0), (32, 4.9)] {
+        let options = ScalingOptions { world_size: 8, link: link(450e9), step_ms: None };
+        let found = scaling_of(recipe("resnet50", 8 * images, ""), options).unwrap();
+        let bound = 1e3 * found.step_s;
+        println!("{images} images: {bound} ms of {ms}");
+        assert!((0.5 * ms..ms).contains(&bound), "{images} images: {bound} ms of {ms}");
+        let measured =
+            scaling_of(recipe("resnet50", 8 * images, ""), ScalingOptions { step_ms: Some(ms), ..options }).unwrap();
+        assert!(found.efficiency(found.whole_s()) < measured.efficiency(measured.whole_s()));
+        assert!(found.to_string().contains("what an H100 takes at least") && !measured.to_string().contains("H100"));
+    }
+}
+
 /// Micro-batches before the last hide nothing; their time is part of the step, though.
 #[test]
 fn only_the_last_micro_batch_hides() {
-    let options = ScalingOptions { world_size: 4, link: Link::IN_NODE, step_ms: 40.0 };
+    let options = ScalingOptions { world_size: 4, link: Link::IN_NODE, step_ms: Some(40.0) };
     let of = |more: &str| scaling_of(recipe("cifar_resnet18", 512, more), options).unwrap();
     let (whole, split) = (of(""), of("micro_batch = 32"));
     assert_eq!((whole.micro_batch, whole.micro_batches, split.micro_batch, split.micro_batches), (128, 1, 32, 4));
@@ -105,7 +122,7 @@ fn only_the_last_micro_batch_hides() {
 
 #[test]
 fn a_global_batch_that_ranks_cannot_share_is_refused() {
-    let options = ScalingOptions { world_size: 3, link: Link::IN_NODE, step_ms: 10.0 };
+    let options = ScalingOptions { world_size: 3, link: Link::IN_NODE, step_ms: Some(10.0) };
     let error = scaling_of(recipe("wrn_40_2", 64, ""), options).unwrap_err().to_string();
     assert!(
         error.contains("global_batch 64 is not divisible by world_size 3") && error.contains("63 or 66"),
