@@ -34,7 +34,7 @@ fi
 
 $here
 
-ResNet-8 on 1 to 4800 made-up images, CPU ranks on one host. Several runs beside each other where much of a run is
+ResNet-8 on 1 to 9600 made-up images, CPU ranks on one host. Several runs beside each other where much of a run is
 waiting. Times in seconds, from the fault to the report and to the end of the last process. Codes are those of the ranks in order (F1, F4: of the survivors;
 F5: of the launcher), × how often. Rows of a later command took the place of older ones.
 

@@ -19,8 +19,9 @@ Examples:
   retort plan recipe.toml --world-size 32 --link 320GB/s --latency 50us --step-ms 32
 
 With --world-size the global batch is divided among the ranks, as training does it; --step-ms is what `retort bench` measures at a rank's
-batch (`--batch`); without it a step takes what an H100 takes at least. An all-reduce takes the latency plus 2 (n - 1) / n × bytes / link, the bus bandwidth of large messages: 450GB/s among
-GPUs of one node with NVSwitch, 320GB/s over nodes with 8 NICs of 400 Gb/s each, 45GB/s with one.";
+batch (`--batch`); without it a step takes what an H100 takes at least. An all-reduce takes the latency plus 2 (n - 1) / n × bytes / link,
+the bus bandwidth of large messages: 450GB/s among GPUs of one node with NVSwitch, 320GB/s over nodes with 8 NICs of 400 Gb/s each, 45GB/s
+with one.";
 
 /// Print what a step launches, without a step
 #[derive(Debug, Args)]

@@ -2,8 +2,9 @@
 //! behind the backward pass, and the scaling efficiency that is left. Nothing runs.
 //!
 //! A step without communication takes what the caller measured (`retort bench` at a rank's batch), or else what an H100 would take at
-//! least. It is divided among launches by what they count: the larger of their bytes and of their FLOPs in bytes' time. Gradients are summed over a rank's micro-batches
-//! first, so a bucket is reduced while the last micro-batch's body runs on; buckets follow each other on the link.
+//! least. It is divided among launches by what they count: the larger of their bytes and of their FLOPs in bytes' time. Gradients are
+//! summed over a rank's micro-batches first, so a bucket is reduced while the last micro-batch's body runs on; buckets follow each
+//! other on the link.
 //! Not in the model: multiprocessors that the all-reduce takes from the kernels, ranks that are late, input.
 
 use crate::deploy::{PlanOptions, plan_of};
