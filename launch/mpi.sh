@@ -5,7 +5,8 @@
 # Assumes: Open MPI 4 or 5 (of one version on all nodes), ssh without passwords between them, retort at one path on all, and a
 # shared file system for DIR. HOSTFILE has a line "name slots=8" per node. GPUS_PER_NODE is 8 unless set.
 # - The plugin beside retort is that of Open MPI (tools/build-mpi.sh openmpi).
-# - mpirun kills ranks 2 s after TERM; sigkill_timeout gives them time to save (Open MPI 4.1.4 takes twice the value).
+# - mpirun, told to stop, waits for TERM_S seconds (10) until it sends TERM, at whose announcement ranks save, and as long again
+#   until it kills. It also waits so long, twice, when a rank has failed.
 # - Where Open MPI picks a wrong fabric: MPIRUN_OPTIONS="--mca pml ob1 --mca btl ^openib".
 # - launch/bind.sh binds each rank to the cores nearest to its GPU.
 set -euo pipefail
@@ -15,7 +16,8 @@ if (($# == 0)) || [[ -z ${HOSTFILE:-} || -z ${NODES:-} ]]; then
 fi
 here=$(cd "$(dirname "$0")" && pwd)
 gpus=${GPUS_PER_NODE:-8}
+term_s=${TERM_S:-10}
 read -ra options <<<"${MPIRUN_OPTIONS:-}"
 exec mpirun -n $((NODES * gpus)) --hostfile "$HOSTFILE" --map-by "ppr:$gpus:node" --bind-to none \
-  -x PATH -x LD_LIBRARY_PATH -x NCCL_DEBUG="${NCCL_DEBUG:-WARN}" --mca odls_base_sigkill_timeout 30 \
-  ${options[@]+"${options[@]}"} "$here/bind.sh" "${RETORT:-retort}" train "$@"
+  -x PATH -x LD_LIBRARY_PATH -x NCCL_DEBUG="${NCCL_DEBUG:-WARN}" --mca odls_base_sigkill_timeout "$term_s" \
+  ${options[@]+"${options[@]}"} "$here/bind.sh" "${RETORT:-retort}" train --set "ranks.term_s=$term_s" "$@"

@@ -188,7 +188,7 @@ S
   expect "local.sh: a rank per visible GPU" "$(CUDA_VISIBLE_DEVICES=2,3,5 "$here/local.sh" r.toml)" "-n 3 -bind-to none retort train r.toml"
   expect "mpi.sh" "$(HOSTFILE=hosts NODES=4 MPIRUN_OPTIONS="--mca pml ob1" "$here/mpi.sh" r.toml --run x)" \
     "-n 32 --hostfile hosts --map-by ppr:8:node --bind-to none -x PATH -x LD_LIBRARY_PATH -x NCCL_DEBUG=WARN \
---mca odls_base_sigkill_timeout 30 --mca pml ob1 $here/bind.sh retort train r.toml --run x"
+--mca odls_base_sigkill_timeout 10 --mca pml ob1 $here/bind.sh retort train --set ranks.term_s=10 r.toml --run x"
   expect "torchrun.sh" "$(RANKS=4 NODES=2 NODE=1 MASTER_ADDR=n01 "$here/torchrun.sh" r.toml)" \
     "--no-python --max-restarts 0 --nnodes 2 --node-rank 1 --nproc-per-node 4 --master-addr n01 --master-port 29500 -- retort train r.toml"
   for script in local.sh mpi.sh torchrun.sh bind.sh; do

@@ -88,7 +88,7 @@ pub(crate) fn as_rank(joined: &Joined, work: impl FnOnce() -> Result<Exit, CliEr
     let outcome = catch_unwind(AssertUnwindSafe(work));
     let error = match outcome {
         Ok(Ok(exit)) => {
-            joined.finish(exit.code());
+            joined.finish(exit);
             return exit;
         }
         Ok(Err(error)) => error,
@@ -100,7 +100,7 @@ pub(crate) fn as_rank(joined: &Joined, work: impl FnOnce() -> Result<Exit, CliEr
     match (exit, &error) {
         // Whoever read this rank's output has what they wanted.
         (Exit::Done, _) => {
-            joined.finish(exit.code());
+            joined.finish(exit);
             exit
         }
         (Exit::PeerLost, _) => joined.lost(),

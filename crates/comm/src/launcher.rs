@@ -130,15 +130,21 @@ pub(crate) enum Standing {
 
 impl Launcher {
     /// From TERM to KILL, where the launcher is one that ends its ranks so. SLURM's default KillWait and torchrun's: 30 s. Open MPI's
-    /// mpirun, measured: 2.0 s; those not measured are taken to be as quick.
+    /// mpirun (`odls_base_sigkill_timeout`), measured: 1.0 s, and PMIx may be the same program. MPICH's waits, measured. Those not
+    /// measured are taken to wait for 2 s.
     pub fn term_to_kill(self) -> Option<Duration> {
         match self {
             Self::Own | Self::None => None,
             Self::Torchrun | Self::Slurm => Some(Duration::from_secs(30)),
-            Self::OpenMpi | Self::Pmi | Self::Mvapich2 | Self::Pals | Self::Pmix | Self::Flux | Self::Jsrun => {
-                Some(Duration::from_secs(2))
-            }
+            Self::OpenMpi | Self::Pmix => Some(Duration::from_secs(1)),
+            Self::Pmi | Self::Mvapich2 | Self::Pals | Self::Flux | Self::Jsrun => Some(Duration::from_secs(2)),
         }
+    }
+
+    /// Whether ranks get CONT before TERM: Open MPI's mpirun sends it at once when it is told to stop, and TERM as much later as KILL
+    /// comes after that.
+    pub fn announces_term(self) -> bool {
+        self == Self::OpenMpi
     }
 
     /// For people.

@@ -2,6 +2,7 @@
 
 use crate::device::{Device, cores};
 use crate::error::TrainError;
+use crate::exit::Exit;
 use crate::recipe::Recipe;
 use crate::seat;
 use comm::discover::{Environment, Place};
@@ -257,12 +258,16 @@ impl Joined {
     }
 
     /// The orderly end of all ranks. Returns once all are done, or after a limit.
-    pub fn finish(&self, code: u8) {
+    pub fn finish(&self, exit: Exit) {
         self.progress.enter(Phase::End);
         if let Some(watch) = self.watch().take() {
-            watch.finish(code);
+            watch.finish(exit.code());
         }
-        drop(self.comm.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let comm = self.comm.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // To end MPI takes an answer of the launcher, and one that stops its ranks sleeps until it kills them.
+        if matches!(exit, Exit::Interrupted | Exit::Terminated) {
+            std::mem::forget(comm);
+        }
     }
 }
 

@@ -48,6 +48,7 @@ mod replay_compare;
 mod replay_files;
 mod report;
 mod resume;
+mod saving;
 mod scaling;
 pub mod schedule;
 mod seat;

@@ -8,12 +8,13 @@ use crate::executor::Executor;
 use crate::exit::Exit;
 use crate::feed::Rank;
 use crate::journal::{Facts, Journal, known_bad};
+use crate::saving::Saves;
 use crate::session::Session;
 use crate::signals::Signals;
 use crate::snapshot;
-use crate::trainer::{Lead, Position, Trainer, time_to_save};
+use crate::trainer::{Lead, Position, Trainer};
 use comm::progress::Phase;
-use comm::{Communicator, Launcher, Solo, Threads};
+use comm::{Communicator, Solo, Threads};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -108,11 +109,7 @@ impl Ranks<'_> {
             signals,
             joined: session.options.joined.as_deref(),
             progress,
-            save_s: 0.0,
-            time_to_save: time_to_save(
-                recipe.ranks.term_s,
-                session.options.joined.as_ref().map_or(Launcher::None, |j| j.launcher()),
-            ),
+            saves: Saves::new(recipe.ranks.term_s, session.launcher()),
             waited_before: Duration::ZERO,
             warm: 0,
             lead,

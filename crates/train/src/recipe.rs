@@ -276,8 +276,8 @@ pub struct RanksSection {
     pub heartbeat_s: f64,
     /// Without progress in a step for so long, or ten times the 99th percentile of steps, a rank hangs. Default 60.
     pub hang_s: f64,
-    /// From TERM to KILL, of whatever stops the run: a checkpoint is saved after TERM if it takes less. Default 0: 2 under mpirun, 30
-    /// under srun and torchrun, no limit where nobody launched the ranks.
+    /// From TERM to KILL, of whatever stops the run: a checkpoint is saved after TERM if it takes less. Default 0: 1 under Open MPI and
+    /// PMIx, 30 under srun and torchrun, 2 under other launchers, no limit where nobody launched the ranks.
     pub term_s: f64,
     /// both | usr2 | usr1: what asks for a checkpoint and the end with code 75. The other one of two is ignored. Default both.
     pub preempt_signal: PreemptSignal,

@@ -24,7 +24,7 @@ use crate::starts::Starts;
 use crate::step::{Compile, Model};
 use crate::trainer::Score;
 use crate::weights::load_module;
-use comm::{Communicator, Solo};
+use comm::{Communicator, Launcher, Solo};
 use data::{BatchSpec, OnBad, Split, sample_hash};
 use methods::{Ce, MethodSpec};
 use nets::NetworkSpec;
@@ -317,9 +317,14 @@ impl Session {
 
     /// Trains; resumes by itself where the run folder says so.
     pub fn train(&self) -> Result<Outcome, TrainError> {
-        let signals = Signals::install(self.recipe.ranks.preempt_signal)
+        let signals = Signals::install(self.recipe.ranks.preempt_signal, self.launcher())
             .map_err(|source| self.io("cannot handle signals for", source))?;
         if self.recipe.stage.is_empty() { self.train_under(&signals) } else { stages::run(self, &signals) }
+    }
+
+    /// Who started the ranks.
+    pub(crate) fn launcher(&self) -> Launcher {
+        self.options.joined.as_ref().map_or(Launcher::None, |joined| joined.launcher())
     }
 
     /// Trains one stage.

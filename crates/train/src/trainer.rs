@@ -1,6 +1,6 @@
 //! The loop of one rank: epochs, steps, evaluations, checkpoints. Rank 0 alone writes.
 
-use crate::checkpoint::{Checkpoints, Snapshot};
+use crate::checkpoint::Checkpoints;
 use crate::engine::{Ahead, Engine, Micro, StepInputs, StepValues, cpu_time};
 use crate::error::TrainError;
 use crate::evaluate::{Evaluation, evaluate};
@@ -12,10 +12,10 @@ use crate::journal::Journal;
 use crate::manifest::RunState;
 use crate::metrics::{Kind, MetricsLog};
 use crate::recipe::{OnNonfinite, Recipe};
+use crate::saving::Saves;
 use crate::schedule::Moment;
 use crate::signals::{Request, Signals};
 use crate::snapshot;
-use comm::Launcher;
 use comm::progress::{Phase, Progress, StepTimes};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -97,10 +97,7 @@ pub(crate) struct Trainer<'a, E: Executor> {
     pub signals: Option<&'a Signals>,
     pub joined: Option<&'a Joined>,
     pub progress: Arc<Progress>,
-    /// Seconds of the last save.
-    pub save_s: f64,
-    /// Seconds that one may take after TERM, if there is a limit.
-    pub time_to_save: Option<f64>,
+    pub saves: Saves,
     /// Time that the epoch had waited for batches at the last step.
     pub waited_before: Duration,
     /// Steps of this process.
@@ -120,15 +117,6 @@ pub(crate) struct Lead {
 const BAD_SAMPLES: u32 = 1 << 16;
 /// A flag: rank 0 cannot save within the time that is left after TERM.
 const NO_TIME: u32 = 1 << 17;
-/// What ranks take to leave once a checkpoint is saved.
-const LEAVING_S: f64 = 0.5;
-
-/// Seconds that a save after TERM may take: up to KILL by `term_s` of the recipe, or else by the launcher, less what leaving takes.
-pub(crate) fn time_to_save(term_s: f64, launcher: Launcher) -> Option<f64> {
-    let killed_s = if term_s > 0.0 { Some(term_s) } else { launcher.term_to_kill().map(|kill| kill.as_secs_f64()) };
-    killed_s.map(|s| (s - LEAVING_S).max(0.0))
-}
-
 /// The next step's batches, read while this one runs.
 struct Next<'a> {
     progress: &'a Progress,
@@ -166,6 +154,10 @@ impl<E: Executor> Trainer<'_, E> {
                     Request::Interrupt => return self.save_and(Exit::Interrupted),
                     Request::Stop => return self.save_and(Exit::Terminated),
                     Request::StopNow => return self.stop_now(),
+                    Request::Save => {
+                        self.save_before_term()?;
+                        continue;
+                    }
                     Request::None | Request::Reopen => {}
                 }
                 let values = self.step(steps)?;
@@ -197,7 +189,7 @@ impl<E: Executor> Trainer<'_, E> {
         if !self.unlisted.is_empty() {
             flags |= BAD_SAMPLES;
         }
-        if self.lead.is_some() && self.time_to_save.is_some_and(|time| self.save_s > time) {
+        if self.lead.is_some() && self.saves.too_long_at(self.position.global_step) {
             flags |= NO_TIME;
         }
         let all = self.engine.comm().all_reduce_or(flags)?;
@@ -411,85 +403,5 @@ impl<E: Executor> Trainer<'_, E> {
             snapshot::swap_ema(&mut self.engine)?;
         }
         result
-    }
-
-    /// A checkpoint that the recipe asks for, in the log before it is made: so a resumed log has it, and once.
-    fn scheduled_save(&mut self) -> Result<bool, TrainError> {
-        if let Some(lead) = &mut self.lead {
-            lead.journal.saving(&self.position);
-        }
-        self.save()
-    }
-
-    /// A checkpoint at this step. One that fails is a warning; the old ones stand.
-    fn save(&mut self) -> Result<bool, TrainError> {
-        let Some(lead) = &mut self.lead else { return Ok(true) };
-        self.progress.enter(Phase::Checkpoint);
-        tracing::info!(step = self.position.global_step, "saves");
-        let begin = Instant::now();
-        let groups = snapshot::groups(&self.engine, self.position.forwards)?;
-        let run = RunState {
-            step: self.position.global_step,
-            epoch: self.position.epoch as u64,
-            position: (self.position.step * self.recipe.train.global_batch) as u64,
-            recipe: self.recipe_text.to_string(),
-            score: self.position.last.filter(|_| self.position.step == 0).map(|s| s.top1),
-            state: serde_json::to_value(&self.position).unwrap_or_default(),
-            ..lead.run.clone()
-        };
-        lead.journal.sync();
-        let saved = lead.checkpoints.save(&Snapshot { run, groups });
-        self.save_s = begin.elapsed().as_secs_f64();
-        match saved {
-            Ok(report) => {
-                lead.journal.saved(&report);
-                Ok(true)
-            }
-            Err(why) => {
-                lead.journal.save_failed(&self.position, &why.to_string());
-                Ok(false)
-            }
-        }
-    }
-
-    /// Ends without a checkpoint of this step: the last good one stands.
-    fn stop_now(&mut self) -> Result<Exit, TrainError> {
-        if let Some(lead) = &mut self.lead {
-            let (took, time) = (self.save_s, self.time_to_save.unwrap_or_default());
-            lead.journal.message(&format!(
-                "stopped by TERM without saving: the last checkpoint took {took:.1} s, and {time:.1} s are left before the launcher \
-                 kills; where it waits longer, say so by ranks.term_s"
-            ));
-            lead.journal.finish();
-        }
-        Ok(Exit::Terminated)
-    }
-
-    fn save_and(&mut self, exit: Exit) -> Result<Exit, TrainError> {
-        let saved = self.save()?;
-        if let Some(lead) = &mut self.lead {
-            lead.journal.finish();
-            lead.journal.report(self.recipe_text);
-            if !saved {
-                let newest = lead.checkpoints.load_newest().ok().and_then(|l| l.snapshot).map(|s| s.run.step);
-                let newest = newest.map_or("none".to_string(), |s| format!("step-{s}"));
-                return Err(TrainError::FinalSave(lead.journal.last_failure(), newest));
-            }
-        }
-        Ok(exit)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_save_after_term_has_the_time_that_the_launcher_leaves() {
-        assert_eq!(time_to_save(0.0, Launcher::OpenMpi), Some(1.5));
-        assert_eq!(time_to_save(0.0, Launcher::Slurm), Some(29.5));
-        assert_eq!(time_to_save(0.0, Launcher::Torchrun), Some(29.5));
-        assert_eq!((time_to_save(0.0, Launcher::Own), time_to_save(0.0, Launcher::None)), (None, None));
-        assert_eq!((time_to_save(16.0, Launcher::OpenMpi), time_to_save(0.1, Launcher::Own)), (Some(15.5), Some(0.0)));
     }
 }

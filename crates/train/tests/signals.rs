@@ -1,9 +1,11 @@
 //! Real signals: flags in this process, endings in a child.
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use comm::Launcher;
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::low_level::raise;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
 use train::recipe::PreemptSignal;
 use train::signals::{Request, Signals};
 
@@ -24,7 +26,8 @@ fn child() {
         "usr1 alone" => PreemptSignal::Usr1,
         _ => PreemptSignal::Both,
     };
-    let signals = Signals::install(preempts).unwrap();
+    let launcher = if what == "announced" { Launcher::OpenMpi } else { Launcher::Pmi };
+    let signals = Signals::install(preempts, launcher).unwrap();
     let send = |list: &[i32]| list.iter().for_each(|&s| raise(s).unwrap());
     match what.as_str() {
         "term twice" => send(&[SIGTERM, SIGTERM]),
@@ -37,6 +40,19 @@ fn child() {
             assert_eq!(signals.take(), Request::None);
             send(&[chosen]);
             assert_eq!((signals.take(), signals.take()), (Request::Preempt, Request::None));
+        }
+        "announced" => {
+            signals.wait_for_stop(Duration::ZERO);
+            send(&[SIGHUP, SIGCONT, SIGTERM]);
+            let begin = Instant::now();
+            signals.wait_for_stop(Duration::from_secs(600));
+            assert!(begin.elapsed() < Duration::from_secs(300), "TERM is there");
+            let taken: Vec<_> = (0..4).map(|_| signals.take()).collect();
+            assert_eq!(taken, [Request::Stop, Request::Save, Request::Reopen, Request::None]);
+        }
+        "continued" => {
+            send(&[SIGCONT]);
+            assert_eq!(signals.take(), Request::None);
         }
         "ignored" => {
             send(&[SIGTERM]);
@@ -64,8 +80,14 @@ fn the_signal_that_was_not_chosen_does_nothing() {
 }
 
 #[test]
+fn a_launcher_that_announces_term_by_cont_is_understood() {
+    assert!(run_child("announced").success());
+    assert!(run_child("continued").success(), "from others CONT is no request");
+}
+
+#[test]
 fn requests_come_strongest_first() {
-    let signals = Signals::install(PreemptSignal::Both).unwrap();
+    let signals = Signals::install(PreemptSignal::Both, Launcher::None).unwrap();
     assert_eq!(signals.take(), Request::None);
     for signal in [SIGUSR1, SIGUSR2] {
         raise(signal).unwrap();

@@ -2,7 +2,7 @@
 
 use crate::deaths::goes_on;
 use crate::job::set_up;
-use crate::launching::{Launch, World, signal, until};
+use crate::launching::{self, Launch, World, signal, until, waits, watch_rests};
 use crate::program::small_fashion;
 use crate::table::{Dice, Tally, dice, each, is_long, runs, turn};
 use std::collections::BTreeMap;
@@ -11,14 +11,26 @@ use std::process::{Child, Command};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// The limit of a hang in seconds, and the settings that make it so in every phase.
-fn limits() -> (f64, [&'static str; 6]) {
-    match is_long() {
-        true => (10.0, ["--set", "ranks.hang_s=10", "--set", "ranks.slow_phase_s=10", "--set", "ranks.heartbeat_s=1"]),
-        false => {
-            (1.5, ["--set", "ranks.hang_s=1.5", "--set", "ranks.slow_phase_s=1.5", "--set", "ranks.heartbeat_s=0.2"])
-        }
-    }
+/// When a rank hangs, in every phase.
+struct Limits {
+    hang_s: f64,
+    heartbeat_s: f64,
+    settings: [&'static str; 6],
+}
+
+const LONG: Limits = Limits {
+    hang_s: 10.0,
+    heartbeat_s: 1.0,
+    settings: ["--set", "ranks.hang_s=10", "--set", "ranks.slow_phase_s=10", "--set", "ranks.heartbeat_s=1"],
+};
+const SHORT: Limits = Limits {
+    hang_s: 1.5,
+    heartbeat_s: 0.2,
+    settings: ["--set", "ranks.hang_s=1.5", "--set", "ranks.slow_phase_s=1.5", "--set", "ranks.heartbeat_s=0.2"],
+};
+
+fn limits() -> Limits {
+    if is_long() { LONG } else { SHORT }
 }
 
 /// When a rank is stopped.
@@ -30,13 +42,21 @@ enum When {
     Checkpoint,
 }
 
-/// What the dice say of a run: a step well before the first checkpoint, how much of a step after it begins, a rank, and one that is
-/// not rank 0.
+/// Where in a step. A step loads and reduces for so short a time that chance alone would seldom hit these.
+#[derive(Clone, Copy)]
+enum Moment {
+    Begin,
+    /// So much of a step later.
+    Within(f64),
+    /// While it waits for another rank, which is stopped first, about the middle of the step, and goes on afterwards.
+    Waiting,
+}
+
+/// What the dice say of a run: a step well before the first checkpoint, when in it, a rank, and one that is not rank 0.
 #[derive(Clone, Copy)]
 struct Chance {
     step: u64,
-    /// Nothing in one of three cases, since a step loads for so short a time.
-    of_a_step: f64,
+    moment: Moment,
     of_all: usize,
     of_others: usize,
 }
@@ -45,24 +65,29 @@ impl Chance {
     fn of(dice: &mut Dice) -> Chance {
         Chance {
             step: 3 + dice.below(CHECKPOINT - 8),
-            of_a_step: if dice.below(3) == 0 { 0.0 } else { dice.below(1000) as f64 / 1000.0 },
+            moment: match dice.below(3) {
+                0 => Moment::Begin,
+                1 => Moment::Within(dice.below(1000) as f64 / 1000.0),
+                _ => Moment::Waiting,
+            },
             of_all: dice.below(3) as usize,
             of_others: 1 + dice.below(2) as usize,
         }
     }
 }
 
-/// Waits for the moment; the rank to stop, and the phases that a report may name.
-fn wait(when: When, world: &World, chance: Chance) -> (usize, &'static [&'static str]) {
-    match when {
+/// Stops a rank when the moment has come; the rank, and the phases that a report may name.
+fn stop(when: When, world: &World, chance: Chance) -> (usize, &'static [&'static str]) {
+    let (victim, phases): (_, &[_]) = match when {
         When::Step => {
             world.at_step(chance.step);
-            let times = step_times_s(&world.run);
-            std::thread::sleep(Duration::from_secs_f64(chance.of_a_step * times[times.len() - 1]));
-            (chance.of_all, &["load", "forward", "all_reduce", "update"])
+            return (chance.of_all, stop_in_step(world, chance));
         }
         When::Evaluation => {
-            world.at_step(EPOCH);
+            // The line is written once the phase has begun.
+            let log = world.run.join(format!("logs/{}.log", chance.of_others));
+            let begun = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("evaluates"));
+            until("an evaluation", || begun().then_some(()));
             (chance.of_others, &["evaluate"])
         }
         When::Checkpoint => {
@@ -71,12 +96,42 @@ fn wait(when: When, world: &World, chance: Chance) -> (usize, &'static [&'static
             until("a checkpoint", || look()?.flatten().any(|entry| begun(entry.file_name())).then_some(()));
             (0, &["checkpoint"])
         }
-    }
+    };
+    let pid = world.processes[victim].id();
+    // It tells the others at once that a long phase began.
+    watch_rests(pid);
+    signal(pid, "STOP");
+    (victim, phases)
 }
 
-/// Images, steps of an epoch in batches of 24, and steps between checkpoints.
+fn stop_in_step(world: &World, chance: Chance) -> &'static [&'static str] {
+    let pid = |rank: usize| world.processes[rank].id();
+    let victim = pid(chance.of_all);
+    let within = |part: f64| {
+        let times = step_times_s(&world.run);
+        std::thread::sleep(Duration::from_secs_f64(part * times[times.len() - 1]));
+    };
+    match chance.moment {
+        Moment::Begin => (),
+        Moment::Within(part) => within(part),
+        Moment::Waiting => {
+            let late = pid((chance.of_all + chance.of_others) % 3);
+            within(0.5);
+            launching::stop(late);
+            waits(victim);
+            // By then it has told where it waits.
+            std::thread::sleep(Duration::from_secs_f64(1.5 * limits().heartbeat_s));
+            signal(victim, "STOP");
+            signal(late, "CONT");
+            return &["load", "all_reduce", "update"];
+        }
+    }
+    signal(victim, "STOP");
+    &["load", "forward", "all_reduce", "update"]
+}
+
+/// Images, of which 30 steps of 24 make an epoch, and steps between checkpoints.
 const IMAGES: u32 = 720;
-const EPOCH: u64 = 30;
 const CHECKPOINT: u64 = 25;
 
 /// How long steps took, by the log of rank 0; the first is not there.
@@ -106,17 +161,24 @@ fn dumped(run: &Path, victim: usize) {
 fn one_stops(when: When, chance: Chance, tally: &Tally) -> (bool, String) {
     let folder = set_up();
     small_fashion(folder.path(), IMAGES);
-    let (limit_s, settings) = limits();
-    let longer: &[&str] = if when == When::Evaluation { &["--set", "eval.batch=1"] } else { &[] };
+    let Limits { hang_s, settings, .. } = limits();
+    // So that the phase lasts.
+    let longer: &[&str] = match when {
+        When::Step => &[],
+        When::Evaluation => &["--set", "eval.batch=1"],
+        When::Checkpoint => &["--set", "network.name=mobilenet_v2"],
+    };
     let checkpoint = format!("output.checkpoint_steps={CHECKPOINT}");
     let args = ["--epochs", "2000", "--global-batch", "24", "--set", &checkpoint];
     let args = [&args[..], &settings, longer].concat();
-    let mut world = Launch { folder: folder.path(), run: "run", size: 3, args: &args }.start();
-    let (victim, phases) = wait(when, &world, chance);
+    let launch = Launch { folder: folder.path(), run: "run", size: 3, args: &args };
+    let mut world = launch.start_each(|_, command| {
+        command.env("RETORT_LOG", "info");
+    });
+    let (victim, phases) = stop(when, &world, chance);
     let (begin, stopped) = (Instant::now(), world.processes[victim].id());
-    signal(stopped, "STOP");
     // Where steps are long, as on a busy machine, the limit is ten times their 99th percentile, which is rounded up by a quarter.
-    let limit = Duration::from_secs_f64(limit_s.max(12.5 * step_times_s(&world.run).into_iter().fold(0.0, f64::max)));
+    let limit = Duration::from_secs_f64(hang_s.max(12.5 * step_times_s(&world.run).into_iter().fold(0.0, f64::max)));
     let witness = usize::from(victim == 0);
     let (at, line) = world.processes[witness].says("retort: rank ");
     // What remains after the limit is compared with the target.
@@ -144,15 +206,15 @@ fn one_stops(when: When, chance: Chance, tally: &Tally) -> (bool, String) {
 fn ranks_stop(when: When, how: &str, may_miss: bool) {
     let _turn = turn();
     let mut dice = dice();
-    let limit = limits().0;
+    let limit = limits().hang_s;
     let how = format!("SIGSTOP of a rank of 3 {how}; times after the limit of {limit} s or 12.5 × the longest step");
     let tally = Tally::new("F2", &how);
     // Which phase of a step a signal hits is chance.
     let cases = runs(1, 50) * if when == When::Step && is_long() { 12 } else { 1 };
     let chances: Vec<Chance> = (0..cases).map(|_| Chance::of(&mut dice)).collect();
     let phases = Mutex::new(BTreeMap::<_, usize>::new());
-    // Most of the time is the limit.
-    each(6, &chances, |&chance| {
+    // Most of the time is the limit; ranks with much state take turns.
+    each(if when == When::Checkpoint { 3 } else { 6 }, &chances, |&chance| {
         let often = |phase: &str| {
             let phases = phases.lock().expect("no run has failed");
             phases.iter().any(|((_, of), &times)| of == phase && times >= runs(1, 50))
@@ -210,7 +272,7 @@ fn f02_starved_ranks_raise_no_alarm() {
     let _busy: Vec<Busy> = (0..2 * cores).map(|_| Busy::start()).collect();
     // In the long form the jobs starve each other as well.
     let (epochs, at_once) = if is_long() { ("12", 8) } else { ("6", 1) };
-    let args = [&["--epochs", epochs][..], &limits().1].concat();
+    let args = [&["--epochs", epochs][..], &limits().settings].concat();
     let how = format!("{} busy processes beside {at_once} jobs of 2 ranks for {epochs} epochs: no alarm", 2 * cores);
     let tally = Tally::new("F2", &how);
     let jobs = vec![(); runs(1, 200)];

@@ -88,13 +88,35 @@ fn told(file: &Path, name: &str) -> String {
     text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_string()
 }
 
+/// Threads of a process, as folders of /proc.
+fn threads(pid: u32) -> impl Iterator<Item = PathBuf> {
+    std::fs::read_dir(format!("/proc/{pid}/task")).expect("a process").map(|entry| entry.unwrap().path())
+}
+
 /// Stops a process; returns when none of its threads runs.
 pub(crate) fn stop(pid: u32) {
     signal(pid, "STOP");
-    let threads =
-        || std::fs::read_dir(format!("/proc/{pid}/task")).expect("a process").map(|entry| entry.unwrap().path());
-    until("all threads stop", || {
-        threads().all(|thread| told(&thread.join("status"), "State:").starts_with('T')).then_some(())
+    let stopped = |thread: PathBuf| told(&thread.join("status"), "State:").starts_with('T');
+    until("all threads stop", || threads(pid).all(stopped).then_some(()));
+}
+
+/// Returns when no thread of a process has run at 30 looks in a row, a millisecond apart: it waits for somebody else.
+pub(crate) fn waits(pid: u32) {
+    let mut looks = 0;
+    until("no thread runs", || {
+        let sleeps = |thread: PathBuf| told(&thread.join("status"), "State:").starts_with('S');
+        looks = if threads(pid).all(sleeps) { looks + 1 } else { 0 };
+        (looks == 30).then_some(())
+    });
+}
+
+/// Returns when the watch thread of a rank has done what it was woken for: only then it sleeps.
+pub(crate) fn watch_rests(pid: u32) {
+    until("the watch rests", || {
+        let is_watch =
+            |thread: &PathBuf| std::fs::read_to_string(thread.join("comm")).is_ok_and(|name| name == "watch\n");
+        let watch = threads(pid).find(is_watch)?;
+        told(&watch.join("status"), "State:").starts_with('S').then_some(())
     });
 }
 
