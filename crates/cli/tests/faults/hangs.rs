@@ -108,7 +108,7 @@ fn stop_in_step(world: &World, chance: Chance) -> &'static [&'static str] {
     let pid = |rank: usize| world.processes[rank].id();
     let victim = pid(chance.of_all);
     let within = |part: f64| {
-        let times = step_times_s(&world.run);
+        let times = step_times_s(&world.run, 0);
         std::thread::sleep(Duration::from_secs_f64(part * times[times.len() - 1]));
     };
     match chance.moment {
@@ -120,7 +120,7 @@ fn stop_in_step(world: &World, chance: Chance) -> &'static [&'static str] {
             launching::stop(late);
             waits(victim);
             // By then it has told where it waits.
-            std::thread::sleep(Duration::from_secs_f64(1.5 * limits().heartbeat_s));
+            std::thread::sleep(Duration::from_secs_f64(1.1 * limits().heartbeat_s));
             signal(victim, "STOP");
             signal(late, "CONT");
             return &["load", "all_reduce", "update"];
@@ -134,9 +134,9 @@ fn stop_in_step(world: &World, chance: Chance) -> &'static [&'static str] {
 const IMAGES: u32 = 720;
 const CHECKPOINT: u64 = 25;
 
-/// How long steps took, by the log of rank 0; the first is not there.
-fn step_times_s(run: &Path) -> Vec<f64> {
-    let text = std::fs::read_to_string(run.join("logs/0.jsonl")).unwrap();
+/// How long steps took, by the log of a rank; the first is not there.
+fn step_times_s(run: &Path, rank: usize) -> Vec<f64> {
+    let text = std::fs::read_to_string(run.join(format!("logs/{rank}.jsonl"))).unwrap();
     let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let times: Vec<f64> = lines.map(|line| line["t"].as_f64().unwrap()).collect();
     times.windows(2).map(|pair| pair[1] - pair[0]).collect()
@@ -177,10 +177,11 @@ fn one_stops(when: When, chance: Chance, tally: &Tally) -> (bool, String) {
     });
     let (victim, phases) = stop(when, &world, chance);
     let (begin, stopped) = (Instant::now(), world.processes[victim].id());
-    // Where steps are long, as on a busy machine, the limit is ten times their 99th percentile, which is rounded up by a quarter.
-    let limit = Duration::from_secs_f64(hang_s.max(12.5 * step_times_s(&world.run).into_iter().fold(0.0, f64::max)));
     let witness = usize::from(victim == 0);
     let (at, line) = world.processes[witness].says("retort: rank ");
+    // Where steps are long, as on a busy machine, the limit is ten times their 99th percentile, which is rounded up by a quarter.
+    let longest_s = (0..3).flat_map(|rank| step_times_s(&world.run, rank)).fold(0.0, f64::max);
+    let limit = Duration::from_secs_f64(hang_s.max(12.5 * longest_s));
     // What remains after the limit is compared with the target.
     tally.detected(begin + limit, at);
     let named = line.starts_with(&format!("retort: rank {victim} (")) && line.contains(" hung: ");
