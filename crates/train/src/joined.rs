@@ -264,8 +264,9 @@ impl Joined {
             watch.finish(exit.code());
         }
         let comm = self.comm.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // To end MPI takes an answer of the launcher, and one that stops its ranks sleeps until it kills them.
-        if matches!(exit, Exit::Interrupted | Exit::Terminated) {
+        // To end MPI takes an answer of the launcher, and Open MPI's sleeps until it kills. Others kill who is left once one rank
+        // has left without ending MPI.
+        if self.launcher() == Launcher::OpenMpi && matches!(exit, Exit::Interrupted | Exit::Terminated) {
             std::mem::forget(comm);
         }
     }
