@@ -90,6 +90,7 @@ impl<E: Executor> Trainer<'_, E> {
     /// KILL after it.
     pub(crate) fn save_before_term(&mut self) -> Result<(), TrainError> {
         self.save()?;
+        self.progress.enter(Phase::Checkpoint); // whose limit is long, on all ranks
         if let (Some(signals), Some(kill_s)) = (self.signals, self.saves.kill_s) {
             signals.wait_for_stop(Duration::from_secs_f64(kill_s.min(LONGEST_WAIT_S)));
         }

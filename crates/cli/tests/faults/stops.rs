@@ -7,22 +7,33 @@ use crate::resumes::{assert_equal, whole};
 use crate::table::{Tally, dice, each, runs, turn};
 use std::time::Instant;
 
-/// Whom a signal goes to: a launcher, or one of its ranks; and the epochs of the run, which is compared with an uninterrupted one.
+/// Whom a signal goes to, and the epochs of the run, which is compared with an uninterrupted one.
 struct Target {
-    launcher: &'static str,
-    to: &'static str,
+    to: To,
     epochs: u64,
 }
 
-const RANK: Target = Target { launcher: "", to: "one rank of 2", epochs: 8 };
-/// It passes signals on when it wakes up, within a second: the run must not be over by then.
-const OPEN_MPI: Target = Target { launcher: "mpirun.openmpi", to: "mpirun.openmpi with 2 ranks", epochs: 40 };
-const MPICH: Target = Target { launcher: "mpirun.mpich", to: "mpirun.mpich with 2 ranks", epochs: 8 };
-const RANK_OF_MPICH: Target = Target { launcher: "mpirun.mpich", to: "one rank of 2 under mpirun.mpich", epochs: 8 };
+#[derive(Clone, Copy)]
+enum To {
+    Launcher(&'static str),
+    RankUnder(&'static str),
+    /// Of two by hand.
+    Rank,
+}
 
-impl Target {
-    fn is_rank(&self) -> bool {
-        self.to.starts_with("one rank")
+const RANK: Target = Target { to: To::Rank, epochs: 8 };
+/// Its TERM reaches ranks a second later: the run must not be over by then.
+const OPEN_MPI: Target = Target { to: To::Launcher("mpirun.openmpi"), epochs: 40 };
+const MPICH: Target = Target { to: To::Launcher("mpirun.mpich"), epochs: 8 };
+const RANK_OF_MPICH: Target = Target { to: To::RankUnder("mpirun.mpich"), epochs: 8 };
+
+impl To {
+    fn words(self) -> String {
+        match self {
+            To::Launcher(launcher) => format!("{launcher} with 2 ranks"),
+            To::RankUnder(launcher) => format!("one rank of 2 under {launcher}"),
+            To::Rank => "one rank of 2".to_string(),
+        }
     }
 }
 
@@ -42,22 +53,23 @@ fn stopped(
     let epochs = target.epochs.to_string();
     let args = ["--epochs", &epochs];
     let launch = Launch { folder, run: "run", size: 2, args: &args };
-    let (launcher, by_hand) = (target.launcher, target.launcher.is_empty());
-    let Some(mut world) = (if by_hand { Some(launch.start()) } else { launch.under(launcher) }) else {
-        return;
+    let started = match target.to {
+        To::Rank => Some(launch.start()),
+        To::Launcher(launcher) | To::RankUnder(launcher) => launch.under(launcher),
     };
+    let Some(mut world) = started else { return };
     world.at_step(step);
-    let pid = match (by_hand, target.is_rank()) {
-        (true, _) => world.processes[rank].id(),
-        (false, true) => ranks_of(&world.run)[rank],
-        (false, false) => world.processes[0].id(),
+    let pid = match target.to {
+        To::Rank => world.processes[rank].id(),
+        To::RankUnder(_) => ranks_of(&world.run)[rank],
+        To::Launcher(_) => world.processes[0].id(),
     };
     let begin = Instant::now();
     signal(pid, name);
     let at = until("the end of all ranks", || ranks_of(&world.run).is_empty().then(Instant::now));
     tally.gone(begin, at);
     let (ends, _) = world.ends();
-    if by_hand {
+    if matches!(target.to, To::Rank) {
         assert_eq!(ends, [code; 2], "{}", world.words());
     }
     let codes = world.written_codes(2);
@@ -82,7 +94,8 @@ fn all_targets(fault: &'static str, targets: &[Target], most: usize, signal: (&s
     for target in targets {
         let folder = set_up();
         let expected = whole(folder.path(), 2, target.epochs);
-        let tally = Tally::new(fault, &format!("{} to {}; gone on with, bits as uninterrupted", signal.0, target.to));
+        let tally =
+            Tally::new(fault, &format!("{} to {}; gone on with, bits as uninterrupted", signal.0, target.to.words()));
         let chance = |_| (1 + dice.below(EPOCH * SIGNAL_EPOCHS), dice.below(2) as usize);
         let cases: Vec<_> = (0..runs(1, most)).map(chance).collect();
         each(3, &cases, |&case| stopped(target, signal, case, (&tally, &expected)));
