@@ -3,7 +3,8 @@
 use crate::job::set_up;
 use crate::launching::Launch;
 use crate::resumes::{assert_equal, whole};
-use crate::table::{Tally, runs, turn};
+use crate::slowness::seconds;
+use crate::table::{Tally, in_pairs, runs, turn};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -77,4 +78,27 @@ fn f23_logs_that_cannot_be_written_stop_nothing() {
         }
         tally.end(0.0, 0.0);
     }
+}
+
+#[test]
+fn f23_logs_that_cannot_be_written_cost_nothing() {
+    let _turn = turn();
+    let pairs = runs(0, 100);
+    if pairs == 0 {
+        eprintln!("in the long form only: a difference of 1 % takes many pairs to see");
+        return;
+    }
+    let full = || {
+        let folder = set_up();
+        let logs =
+            Tmpfs::mount(folder.path().join("run/logs"), "size=4k").expect("a file system in memory, which takes root");
+        std::fs::write(logs.0.join("full"), [0; 4096]).expect("the disk takes that much");
+        seconds(folder.path(), &[])
+    };
+    let (median, error) = in_pairs(pairs, full, || seconds(set_up().path(), &[]));
+    let tally = Tally::new("F23", "199 steps of 2 ranks with logs on a full disk against good logs, in pairs");
+    (0..pairs).for_each(|_| tally.ended(&[0, 0]));
+    tally.note(format!("time of a step × {median:.4} ± {error:.4} (median, standard error)"));
+    tally.end(0.0, 0.0);
+    assert!(median - 2.0 * error <= 1.01, "{median} ± {error}");
 }

@@ -55,6 +55,20 @@ pub(crate) fn each<C: Sync>(at_once: usize, cases: &[C], run: impl Fn(&C) + Sync
     });
 }
 
+/// How many times as long the first takes as the second, `n` times beside each other in turns: median of the ratios, and its
+/// standard error.
+pub(crate) fn in_pairs(n: usize, first: impl Fn() -> f64, second: impl Fn() -> f64) -> (f64, f64) {
+    let pair = |i: usize| match i % 2 {
+        0 => first() / second(),
+        _ => 1.0 / (second() / first()),
+    };
+    let mut ratios: Vec<f64> = (0..n).map(pair).collect();
+    ratios.sort_by(f64::total_cmp);
+    // Of the median of normal values.
+    let error = (ratios[3 * n / 4] - ratios[n / 4]) / 1.35 * 1.25 / (n as f64).sqrt();
+    (ratios[n / 2], error)
+}
+
 /// A row of the table.
 pub(crate) struct Tally {
     fault: &'static str,
