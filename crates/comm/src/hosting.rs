@@ -1,9 +1,10 @@
 //! Rank 0's side of the meeting. One task per listener, one per stranger, and the meeting itself, which alone decides.
 
 use crate::auth::{Gate, Role};
-use crate::meeting::{Links, MeetingError, MeetingLimits, Met, Open, UNREACHABLE};
+use crate::door::Open;
 use crate::member::Member;
-use crate::roll::{self, Stop};
+use crate::rendezvous::{Links, MeetingError, MeetingLimits, Met, Stop, UNREACHABLE};
+use crate::roll;
 use crate::sockets::Sockets;
 use crate::wire::{self, MEMBER, WireError};
 use serde::{Deserialize, Serialize};

@@ -3,9 +3,8 @@
 use crate::auth::{Gate, Role, Secret};
 use crate::hosting::{Verdict, blocking};
 use crate::invitation::Invitation;
-use crate::meeting::{Links, MeetingError, MeetingLimits, Met, UNREACHABLE, with_port};
 use crate::member::Member;
-use crate::roll::Stop;
+use crate::rendezvous::{Links, MeetingError, MeetingLimits, Met, Stop, UNREACHABLE, with_port};
 use crate::sockets::Sockets;
 use crate::wire::{self, MEMBER, STRANGER, WireError};
 use std::net::SocketAddr;

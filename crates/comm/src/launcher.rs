@@ -1,6 +1,6 @@
 //! The launchers that start ranks, and the variables in which each says who a process is.
 
-use crate::discover::{DiscoverError, Environment};
+use crate::environment::{DiscoverError, Environment};
 use std::str::FromStr;
 use std::time::Duration;
 

@@ -4,7 +4,7 @@
 //! the slot is written (a sequence lock), so no reader makes the writer wait and none sees a mixture of two entries.
 
 use crate::Op;
-use crate::progress::Phase;
+use crate::phase::Phase;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering, fence};

@@ -1,16 +1,9 @@
 //! What the members of a meeting say of themselves, compared: who may not start together, and why. Pure.
 
-use crate::meeting::MeetingLimits;
 use crate::member::Member;
+use crate::rendezvous::{MeetingLimits, Stop};
 use std::collections::BTreeMap;
 use std::fmt::Write;
-
-/// Why nobody starts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Stop {
-    pub(crate) code: u8,
-    pub(crate) text: String,
-}
 
 const RECIPE: u8 = 64;
 const PREFLIGHT: u8 = 78;
