@@ -2,7 +2,7 @@
 
 use crate::job::{Dice, EPOCH, Job, State, set_up, train};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn threads_change_no_bit() {
@@ -52,13 +52,17 @@ fn a_run_that_ended_early_goes_on_as_if_it_had_not() {
     State::of(&folder.path().join("parts")).assert_equals(&whole, "again from an older checkpoint");
 }
 
-/// Trains into `parts`, preempted at random moments; how often.
+/// Trains into `whole`, then into `parts`, preempted first at once, then at random moments; how often.
 fn preempted(folder: &Path) -> usize {
+    let begin = Instant::now();
+    train(folder, &["--run", "whole", "-q"]);
+    let whole_ms = begin.elapsed().as_millis() as u64;
     let mut dice = Dice::new("RETORT_TEST_SEED");
     for times in 0.. {
         let mut job = Job::start(folder, &["--run", "parts"]);
         job.wait_for("device:");
-        if times < 8 && !job.ends_within(Duration::from_millis(dice.below(300))) {
+        let moment_ms = if times == 0 { 0 } else { dice.below(whole_ms) };
+        if times < 8 && !job.ends_within(Duration::from_millis(moment_ms)) {
             job.signal("USR2");
         }
         let ended = job.end();
@@ -73,7 +77,6 @@ fn preempted(folder: &Path) -> usize {
 #[test]
 fn preemption_at_random_moments_changes_no_bit() {
     let folder = set_up();
-    train(folder.path(), &["--run", "whole", "-q"]);
     let times = preempted(folder.path());
     assert!(times > 0);
     let whole = State::of(&folder.path().join("whole"));
@@ -93,7 +96,6 @@ name = "student"
 set = { method = { name = "kd", temperature = 4.0, ce_weight = 0.1, kd_weight = 0.9 }, teacher = [{ name = "resnet8", weights = "@taught" }] }
 "#;
     std::fs::write(&recipe, std::fs::read_to_string(&recipe).unwrap() + stages).unwrap();
-    train(folder.path(), &["--run", "whole", "-q"]);
     let times = preempted(folder.path());
     for stage in ["taught", "student"] {
         let state = |run: &str| State::of(&folder.path().join(run).join(stage));
