@@ -110,14 +110,16 @@ pub(crate) fn waits(pid: u32) {
     });
 }
 
+/// The watch thread of a rank, as a folder of /proc.
+pub(crate) fn watch_thread(pid: u32) -> PathBuf {
+    let is_watch = |thread: &PathBuf| std::fs::read_to_string(thread.join("comm")).is_ok_and(|name| name == "watch\n");
+    threads(pid).find(is_watch).expect("a rank has a watch")
+}
+
 /// Returns when the watch thread of a rank has done what it was woken for: only then it sleeps.
 pub(crate) fn watch_rests(pid: u32) {
-    until("the watch rests", || {
-        let is_watch =
-            |thread: &PathBuf| std::fs::read_to_string(thread.join("comm")).is_ok_and(|name| name == "watch\n");
-        let watch = threads(pid).find(is_watch)?;
-        told(&watch.join("status"), "State:").starts_with('S').then_some(())
-    });
+    let watch = watch_thread(pid);
+    until("the watch rests", || told(&watch.join("status"), "State:").starts_with('S').then_some(()));
 }
 
 /// Sends TERM; returns when the process has taken it.

@@ -1,7 +1,7 @@
 //! F3, F22: a rank that is slow is told of and the run goes on; what the watching costs.
 
 use crate::job::set_up;
-use crate::launching::{Launch, World, signal};
+use crate::launching::{Launch, World, signal, watch_thread};
 use crate::pace::{Beside, slow_down, trade_cores};
 use crate::program::small_fashion;
 use crate::table::{Tally, in_pairs, is_long, runs, turn};
@@ -130,11 +130,8 @@ pub(crate) fn seconds(folder: &Path, settings: &[&str]) -> f64 {
 /// Nanoseconds for which the watch threads of these processes computed so far.
 fn watching_ns(world: &World) -> u64 {
     let of = |pid: u32| -> u64 {
-        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|entry| entry.unwrap().path());
-        let read = |thread: &Path, name: &str| std::fs::read_to_string(thread.join(name)).unwrap_or_default();
-        let watch: Vec<_> = threads.filter(|thread| read(thread, "comm").trim_end() == "watch").collect();
-        assert_eq!(watch.len(), 1, "{watch:?}");
-        read(&watch[0], "schedstat").split(' ').next().unwrap().parse().expect("schedstat begins with nanoseconds")
+        let stat = std::fs::read_to_string(watch_thread(pid).join("schedstat")).expect("the thread lives");
+        stat.split(' ').next().unwrap().parse().expect("schedstat begins with nanoseconds")
     };
     world.processes.iter().map(|process| of(process.id())).sum()
 }
