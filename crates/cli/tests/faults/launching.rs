@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// Longest wait for what has to come; far beyond every target.
@@ -66,6 +66,17 @@ impl Process {
             self.err += &format!("{line}\n");
             if line.contains(text) {
                 return (at, line);
+            }
+        }
+    }
+
+    /// Whether its stderr, and so it, ends within this time.
+    pub(crate) fn ends_within(&mut self, time: Duration) -> bool {
+        let end = Instant::now() + time;
+        loop {
+            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok((_, line)) => self.err += &format!("{line}\n"),
+                Err(why) => return why == RecvTimeoutError::Disconnected,
             }
         }
     }

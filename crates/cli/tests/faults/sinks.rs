@@ -83,7 +83,7 @@ fn f23_logs_that_cannot_be_written_stop_nothing() {
 #[test]
 fn f23_logs_that_cannot_be_written_cost_nothing() {
     let _turn = turn();
-    let pairs = runs(0, 100);
+    let pairs = runs(0, 400);
     if pairs == 0 {
         eprintln!("in the long form only: a difference of 1 % takes many pairs to see");
         return;

@@ -123,11 +123,6 @@ impl Tally {
         self.found().notes.push(text);
     }
 
-    /// Seconds from the faults to the ends of the last processes, all together.
-    pub(crate) fn gone_s(&self) -> f64 {
-        self.found().gone.iter().map(Duration::as_secs_f64).sum()
-    }
-
     fn write(&self) -> String {
         let row = self.found().row(self.fault, &self.how);
         eprint!("{row}");

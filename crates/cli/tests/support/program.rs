@@ -53,9 +53,14 @@ pub(crate) fn with_recipe(text: &str) -> TempDir {
 
 /// Fashion-MNIST's files with a few images: grey levels by class.
 pub(crate) fn small_fashion(folder: &Path, images: u32) -> PathBuf {
+    fashion(folder, images, images)
+}
+
+/// As `small_fashion`, with so many to train on and so many to test with.
+pub(crate) fn fashion(folder: &Path, train: u32, test: u32) -> PathBuf {
     let folder = folder.join("images");
     std::fs::create_dir_all(&folder).unwrap();
-    for prefix in ["train", "t10k"] {
+    for (prefix, images) in [("train", train), ("t10k", test)] {
         let mut pixels = vec![0, 0, 8, 3];
         pixels.extend([images, 28, 28].map(u32::to_be_bytes).concat());
         pixels.extend((0..images * 28 * 28).map(|i| (i / (28 * 28) % 10 * 20) as u8 + (i * 7 % 31) as u8));
