@@ -2,8 +2,9 @@
 
 use crate::job::set_up;
 use crate::launching::Launch;
+use crate::program::small_fashion;
 use crate::resumes::{assert_equal, whole};
-use crate::slowness::seconds;
+use crate::slowness::{TIMED, TIMED_IMAGES, seconds, seconds_of};
 use crate::table::{Tally, in_pairs, runs, turn};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -34,6 +35,22 @@ fn trains(folder: &Path, tally: &Tally) {
     tally.ended(&codes);
 }
 
+/// Two ranks whose stdout and stderr are pipes that nobody reads from; their run folder.
+fn unheard(folder: &Path, args: &[&str]) -> PathBuf {
+    let run = folder.join("run");
+    let start = |rank: usize| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let train = ["train", "recipe.toml", "--threads", "1", "--run", run.to_str().unwrap()];
+        let mut command = crate::program::command(folder, &[&train, args].concat());
+        command.env("RETORT_RANK", rank.to_string()).env("RETORT_WORLD_SIZE", "2");
+        command.stdout(writer.try_clone().unwrap()).stderr(writer).spawn().unwrap()
+    };
+    let codes = [start(0), start(1)].map(|mut rank| rank.wait().unwrap().code().unwrap_or(-1));
+    assert_eq!(codes, [0, 0]);
+    run
+}
+
 #[test]
 fn f23_nobody_needs_to_listen() {
     let _turn = turn();
@@ -42,19 +59,8 @@ fn f23_nobody_needs_to_listen() {
     let tally = Tally::new("F23", "stdout and stderr of 2 ranks are closed pipes: weights and metrics as ever");
     for _ in 0..runs(1, 10) {
         let _ = std::fs::remove_dir_all(folder.path().join("run"));
-        let run = folder.path().join("run");
-        let start = |rank: usize| {
-            let (reader, writer) = std::io::pipe().unwrap();
-            drop(reader);
-            let args = ["train", "recipe.toml", "--threads", "1", "--epochs", "3", "--run", run.to_str().unwrap()];
-            let mut command = crate::program::command(folder.path(), &args);
-            command.env("RETORT_RANK", rank.to_string()).env("RETORT_WORLD_SIZE", "2");
-            command.stdout(writer.try_clone().unwrap()).stderr(writer).spawn().unwrap()
-        };
-        let ranks = [start(0), start(1)];
-        let codes = ranks.map(|mut rank| rank.wait().unwrap().code().unwrap_or(-1));
-        assert_eq!(codes, [0, 0]);
-        tally.ended(&codes);
+        let run = unheard(folder.path(), &["--epochs", "3"]);
+        tally.ended(&[0, 0]);
         assert_equal(&run, &expected, "closed pipes");
     }
     tally.end(0.0, 0.0);
@@ -80,25 +86,38 @@ fn f23_logs_that_cannot_be_written_stop_nothing() {
     }
 }
 
-#[test]
-fn f23_logs_that_cannot_be_written_cost_nothing() {
+/// Runs in pairs with ordinary ones; in the long form only, since a difference of 1 % takes many pairs to see.
+fn costs_nothing(how: &str, fault: impl Fn() -> f64) {
     let _turn = turn();
     let pairs = runs(0, 400);
     if pairs == 0 {
-        eprintln!("in the long form only: a difference of 1 % takes many pairs to see");
+        eprintln!("in the long form only");
         return;
     }
-    let full = || {
+    let (median, error) = in_pairs(pairs, fault, || seconds(set_up().path(), &[]));
+    let tally = Tally::new("F23", &format!("199 steps of 2 ranks with {how}, in pairs"));
+    (0..pairs).for_each(|_| tally.ended(&[0, 0]));
+    tally.note(format!("time of a step × {median:.4} ± {error:.4} (median, standard error)"));
+    tally.end(0.0, 0.0);
+    assert!(median - 2.0 * error <= 1.01, "{median} ± {error}");
+}
+
+#[test]
+fn f23_logs_that_cannot_be_written_cost_nothing() {
+    costs_nothing("logs on a full disk against good logs", || {
         let folder = set_up();
         let logs =
             Tmpfs::mount(folder.path().join("run/logs"), "size=4k").expect("a file system in memory, which takes root");
         std::fs::write(logs.0.join("full"), [0; 4096]).expect("the disk takes that much");
         seconds(folder.path(), &[])
-    };
-    let (median, error) = in_pairs(pairs, full, || seconds(set_up().path(), &[]));
-    let tally = Tally::new("F23", "199 steps of 2 ranks with logs on a full disk against good logs, in pairs");
-    (0..pairs).for_each(|_| tally.ended(&[0, 0]));
-    tally.note(format!("time of a step × {median:.4} ± {error:.4} (median, standard error)"));
-    tally.end(0.0, 0.0);
-    assert!(median - 2.0 * error <= 1.01, "{median} ± {error}");
+    });
+}
+
+#[test]
+fn f23_pipes_that_nobody_reads_cost_nothing() {
+    costs_nothing("closed pipes for stdout and stderr against good ones", || {
+        let folder = set_up();
+        small_fashion(folder.path(), TIMED_IMAGES);
+        seconds_of(&unheard(folder.path(), &TIMED))
+    });
 }

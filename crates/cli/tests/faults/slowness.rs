@@ -115,16 +115,25 @@ fn f03_ranks_of_one_pace_are_not_told_of() {
     }
 }
 
-/// Seconds from the first step of a run of 2 ranks in this folder to its 199th, with these settings.
-pub(crate) fn seconds(folder: &Path, settings: &[&str]) -> f64 {
-    small_fashion(folder, 3200);
-    let args = [&["--max-steps", "199"], settings].concat();
-    let mut world = Launch { folder, run: "run", size: 2, args: &args }.start();
-    assert_eq!(world.ends().0, [0, 0], "{}", world.words());
-    let steps = lines(&world.run, "metrics.jsonl").into_iter().filter(|line| line["kind"] == "step");
+/// Arguments of a run whose steps are timed, and images of it.
+pub(crate) const TIMED: [&str; 2] = ["--max-steps", "199"];
+pub(crate) const TIMED_IMAGES: u32 = 3200;
+
+/// Seconds from the first step of a run with `TIMED` to its 199th.
+pub(crate) fn seconds_of(run: &Path) -> f64 {
+    let steps = lines(run, "metrics.jsonl").into_iter().filter(|line| line["kind"] == "step");
     let times: Vec<f64> = steps.map(|line| line["t"].as_f64().unwrap()).collect();
     assert_eq!(times.len(), 199);
     times[198] - times[0]
+}
+
+/// Those of a run of 2 ranks in this folder, with these settings.
+pub(crate) fn seconds(folder: &Path, settings: &[&str]) -> f64 {
+    small_fashion(folder, TIMED_IMAGES);
+    let args = [&TIMED, settings].concat();
+    let mut world = Launch { folder, run: "run", size: 2, args: &args }.start();
+    assert_eq!(world.ends().0, [0, 0], "{}", world.words());
+    seconds_of(&world.run)
 }
 
 /// Nanoseconds for which the watch threads of these processes computed so far.
