@@ -17,7 +17,7 @@ struct Operand {
   uint32_t type;  // FloatType
   uint32_t pad;
 };
-static_assert(sizeof(Operand) == 16, "cuda/src/bind.rs has the same");
+static_assert(sizeof(Operand) == 16, "cuda/src/binding.rs has the same");
 DEVICE float get(const Operand &x, size_t i) {
   return x.type == BFLOAT16 ? to_f32(((const bf16 *)x.p)[i]) : ((const float *)x.p)[i];
 }
@@ -57,7 +57,7 @@ DEVICE void write8(const Operand &x, size_t i, const float (&v)[8]) {
 DEVICE uint32_t thread_in_grid() { return blockIdx.x * blockDim.x + threadIdx.x; }
 DEVICE uint32_t threads_in_grid() { return gridDim.x * blockDim.x; }
 
-// Division by a number that the host knows: q = n / d for n < 2^31 as a multiplication and a shift. Made by `bind::Divide::by`.
+// Division by a number that the host knows: q = n / d for n < 2^31 as a multiplication and a shift. Made by `Divide::by` of cuda/src/binding.rs.
 struct Divide {
   uint32_t divisor, multiplier, shift;
 };

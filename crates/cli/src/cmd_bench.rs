@@ -1,6 +1,6 @@
 //! `retort bench`.
 
-use crate::args::Edits;
+use crate::edits::Edits;
 use crate::error::CliError;
 use crate::output::Terminal;
 use clap::Args;

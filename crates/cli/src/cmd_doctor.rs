@@ -1,6 +1,6 @@
 //! `retort doctor`.
 
-use crate::args::Edits;
+use crate::edits::Edits;
 use crate::error::CliError;
 use crate::launch::{self, LaunchArgs, Start};
 use crate::output::Terminal;

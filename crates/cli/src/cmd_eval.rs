@@ -1,6 +1,6 @@
 //! `retort eval`.
 
-use crate::args::{Edits, refuse_pickle};
+use crate::edits::{Edits, refuse_pickle};
 use crate::error::CliError;
 use crate::output::{Terminal, percent};
 use clap::Args;

@@ -1,6 +1,6 @@
 //! `retort import`.
 
-use crate::args::refuse_pickle;
+use crate::edits::refuse_pickle;
 use crate::error::CliError;
 use crate::output::Terminal;
 use clap::Args;

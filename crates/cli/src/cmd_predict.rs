@@ -1,6 +1,6 @@
 //! `retort predict`.
 
-use crate::args::refuse_pickle;
+use crate::edits::refuse_pickle;
 use crate::error::CliError;
 use crate::output::{Terminal, percent};
 use clap::Args;

@@ -1,6 +1,6 @@
 //! `retort step`.
 
-use crate::args::{Edits, refuse_pickle};
+use crate::edits::{Edits, refuse_pickle};
 use crate::error::CliError;
 use crate::output::Terminal;
 use clap::{Args, ValueEnum};

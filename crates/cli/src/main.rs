@@ -15,6 +15,7 @@ mod cmd_plan;
 mod cmd_predict;
 mod cmd_step;
 mod cmd_train;
+mod edits;
 mod error;
 mod exit_code;
 mod launch;

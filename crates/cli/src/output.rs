@@ -1,13 +1,20 @@
 //! Results on stdout, the rest on stderr.
 
-use crate::args::Color;
 use crate::error::CliError;
 use crate::logging::Log;
+use clap::ValueEnum;
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Report};
 use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use train::TrainError;
 use train::recipe_parse::RecipeError;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    Auto,
+    Always,
+    Never,
+}
 
 /// Where a person may look on.
 pub(crate) struct Terminal {

@@ -2,7 +2,8 @@
 //!
 //! Pure but for `allocate`. Sizes are known before anything is allocated: what does not fit is said with both figures.
 
-use crate::bind::{Address, Addresses};
+use crate::binding::Addresses;
+use crate::command::Address;
 use crate::error::{CudaError, size};
 use graph::{Op, Section};
 use plan::{Arena, Arg, Launch, Plan};

@@ -1,6 +1,7 @@
 //! Batch norm: kernels/bn_*.cu.
 
-use crate::bind::{Address, Bind, Blocks, Divide, Operand, Tensor};
+use crate::binding::{Bind, Blocks, Divide, Operand, Tensor};
+use crate::command::Address;
 use bytemuck::{Pod, Zeroable};
 use graph::{BnArgs, StatsSource};
 

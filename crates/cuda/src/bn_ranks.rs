@@ -1,6 +1,7 @@
 //! Batch norm over ranks: kernels/bn_ranks.cu.
 
-use crate::bind::{Address, Bind, Blocks, Gathered};
+use crate::binding::{Bind, Blocks};
+use crate::command::{Address, Gathered};
 use crate::update::f32_address;
 use bytemuck::{Pod, Zeroable};
 

@@ -1,6 +1,7 @@
 //! Convolutions as implicit GEMM: kernels/include/conv_{fprop,dgrad,wgrad}.cuh. The launch choice is here.
 
-use crate::bind::{Address, Bind, Blocks, Divide, Math, Tensor};
+use crate::binding::{Bind, Blocks, Divide, Math, Tensor};
+use crate::command::Address;
 use crate::{bn, conv_depthwise, conv_stem};
 use bytemuck::{Pod, Zeroable};
 use graph::{ConvArgs, Op};

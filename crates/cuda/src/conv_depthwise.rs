@@ -1,6 +1,7 @@
 //! Depthwise convolutions, one filter a channel: kernels/conv_depthwise_*.cu.
 
-use crate::bind::{Address, Bind, Blocks, Divide, Tensor};
+use crate::binding::{Bind, Blocks, Divide, Tensor};
+use crate::command::Address;
 use crate::conv::{Problem, SumArgs, added};
 use bytemuck::{Pod, Zeroable};
 use graph::ConvArgs;

@@ -1,7 +1,8 @@
 //! Stems: convolutions of images that lie in memory with a fourth channel of zeros, which their filters lack. Filters are
 //! widened before the product, gradients are narrowed as their splits are summed: kernels/conv_{fprop,wgrad}_stem.cu.
 
-use crate::bind::{Address, Bind, Divide, Operand, Tensor};
+use crate::binding::{Bind, Divide, Operand, Tensor};
+use crate::command::Address;
 use crate::rows::count;
 use bytemuck::{Pod, Zeroable};
 use tensor::{Dtype, Shape};

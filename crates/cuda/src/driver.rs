@@ -6,10 +6,9 @@
 //!
 //! Device addresses are plain numbers. A wrong one is a device error at the next wait, not undefined behaviour of the host.
 
-use crate::bind::Address;
+use crate::command::Address;
 use crate::error::{CudaError, Fault};
 use crate::facts::{self, Facts};
-use crate::pinned::Pinned;
 use cudarc::driver::{result, sys};
 use std::cell::Cell;
 use std::ffi::{CString, c_void};
@@ -296,20 +295,6 @@ impl Stream {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: both live.
         driver("waiting for an event", unsafe { result::stream::wait_event(self.raw, event.raw, flags) })
-    }
-
-    /// Host to device, from a place in page-locked memory that stays as it is until the copy is done.
-    pub(crate) fn upload(&self, to: Address, from: &Pinned, at: usize, bytes: usize) -> Result<()> {
-        let from = &from.bytes()[at..at + bytes];
-        // SAFETY: the source is page-locked and its owners wait for the copy; see the file's head on addresses.
-        driver("copying to the GPU", unsafe { result::memcpy_htod_async(to, from, self.raw) })
-    }
-
-    /// Device to host, into a place in page-locked memory.
-    pub(crate) fn download(&self, to: &mut Pinned, at: usize, from: Address, bytes: usize) -> Result<()> {
-        let to = &mut to.bytes_mut()[at..at + bytes];
-        // SAFETY: as above.
-        driver("copying from the GPU", unsafe { result::memcpy_dtoh_async(to, from, self.raw) })
     }
 
     pub(crate) fn copy(&self, to: Address, from: Address, bytes: usize) -> std::result::Result<(), Fault> {

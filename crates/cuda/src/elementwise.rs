@@ -1,6 +1,7 @@
 //! Elementwise ops: kernels/elementwise.cu.
 
-use crate::bind::{Address, Bind, Operand, Tensor};
+use crate::binding::{Bind, Operand, Tensor};
+use crate::command::Address;
 use crate::scalars::Weight;
 use bytemuck::{Pod, Zeroable};
 use graph::{Binary, Unary};

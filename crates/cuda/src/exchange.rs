@@ -1,7 +1,7 @@
 //! What an executor exchanges with those of other ranks; nothing of it happens before `join`.
 
 use crate::arena::{Map, Region};
-use crate::bind::Address;
+use crate::command::Address;
 use crate::driver::{Event, EventKind};
 use crate::error::CudaError;
 use crate::executor::Executor;

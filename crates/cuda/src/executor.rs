@@ -4,7 +4,9 @@
 //! Memory is reserved once, every launch of every plan is bound to its addresses then, and nothing moves after.
 
 use crate::arena::{Map, Need, PerRegion, REGIONS, Region, pretended};
-use crate::bind::{Address, Addresses, Math, bind, encode_scalars};
+use crate::bind::bind;
+use crate::binding::{Addresses, Math};
+use crate::command::Address;
 use crate::driver::{Buffer, Gpu, Stream};
 use crate::error::CudaError;
 use crate::facts::Facts;
@@ -14,6 +16,7 @@ use crate::part::{Part, Parts};
 use crate::program::{Bind, Bindings, Carried, Collected, Step, bind_plan, halve_states};
 use crate::ranks::{Gradients, Ranks};
 use crate::replay::{List, Mode, Replay, Timing};
+use crate::scalars;
 use crate::transfer::{ScalarRing, Transfer, floats, numbers};
 use comm::GpuAt;
 use graph::{NodeId, Op, Section, ValueId};
@@ -199,7 +202,7 @@ impl Executor {
                     let slot = carry + slot_bytes * (1 + own as Address);
                     let copy = |r: &Range<usize>| {
                         let (to, from) = (slot + r.start as Address, carry + r.start as Address);
-                        crate::bind::Command::Copy { to, from, bytes: r.len() }
+                        crate::command::Command::Copy { to, from, bytes: r.len() }
                     };
                     let commands = carried.made.iter().map(copy).collect();
                     let (path, cost) = ("carried values".to_string(), Cost::default());
@@ -243,7 +246,7 @@ impl Executor {
                 step.commands.iter().try_for_each(|c| c.issue(&self.stream, step))?;
             }
         }
-        reserved.scalars.write(&self.stream, reserved.map.bases[Region::Scalars], &encode_scalars(scalars))
+        reserved.scalars.write(&self.stream, reserved.map.bases[Region::Scalars], &scalars::encode(scalars))
     }
 
     fn run(&mut self, plan: &Plan, list: List) -> Result<(), CudaError> {

@@ -1,6 +1,7 @@
 //! Images and rows mixed: kernels/image_*.cu, kernels/rows_mix.cu.
 
-use crate::bind::{Address, Bind, Divide, Operand, Tensor};
+use crate::binding::{Bind, Divide, Operand, Tensor};
+use crate::command::Address;
 use crate::rows::{count, lanes, scatter, unit};
 use bytemuck::{Pod, Zeroable};
 use graph::ImageArgs;

@@ -1,7 +1,7 @@
 //! Inputs on their way to the batch region: page-locked memory, then, on a stream of their own, a staging copy on the device,
 //! then their place, whose address never changes. There are two of each, so that the next batch travels while one is computed on.
 
-use crate::bind::Address;
+use crate::command::Address;
 use crate::driver::{Event, EventKind, Gpu, Stream};
 use crate::error::CudaError;
 use crate::pinned::Pinned;

@@ -1,7 +1,7 @@
 //! A list run launch by launch, with all that each launch reads and writes brought to the host: the comparison with the CPU
 //! node by node, and the search for the first value that is not finite.
 
-use crate::bind::Address;
+use crate::command::Address;
 use crate::error::CudaError;
 use crate::executor::Executor;
 use crate::replay::stepped;

@@ -1,12 +1,14 @@
 //! CUDA backend: from a plan to kernel launches at device addresses, launch by launch or as captured graphs.
 //!
 //! Invariant: it knows no network and no method. Everything between a plan's launch and its kernels is a pure function
-//! (`bind`), tested without a GPU; the driver is behind one file (`driver`).
+//! (`bind`), tested without a GPU; the driver is behind two files (`driver`, `pinned`).
 
 mod arena;
-pub mod bind;
+mod bind;
+mod binding;
 mod bn;
 mod bn_ranks;
+mod command;
 mod conv;
 mod conv_depthwise;
 mod conv_stem;
@@ -39,7 +41,9 @@ mod scalars;
 mod transfer;
 mod update;
 
-pub use bind::Math;
+pub use bind::bind;
+pub use binding::{Addresses, Bound, Math};
+pub use command::{Address, Command, Gathered, Kernel};
 pub use driver::devices;
 pub use error::{CudaError, Fault};
 pub use executor::Executor;
@@ -52,3 +56,4 @@ pub use ranks::{Gradients, Meeting};
 pub use reduce_rate::Reduction;
 pub use replay::{Mode, Timing};
 pub use run_op::OpRun;
+pub use scalars::encode as encode_scalars;

@@ -1,6 +1,7 @@
 //! Losses: softmax (kernels/loss_softmax.cu), squared error (loss_squared.cu); row losses are in `loss_rows`.
 
-use crate::bind::{Address, Bind, Blocks, Operand, Tensor};
+use crate::binding::{Bind, Blocks, Operand, Tensor};
+use crate::command::Address;
 pub(crate) use crate::loss_rows::{gradient, table, value};
 use crate::scalars::{Divisor, Weight};
 use bytemuck::{Pod, Zeroable};

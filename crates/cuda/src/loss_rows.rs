@@ -1,6 +1,7 @@
 //! Row losses: kernels/loss_rows.cu runs all of a step, with their gradients, from a table that is made here.
 
-use crate::bind::{Address, Bind, Blocks, Tensor};
+use crate::binding::{Bind, Blocks, Tensor};
+use crate::command::Address;
 use crate::loss::row_kernel;
 use crate::scalars::{Divisor, Weight};
 use bytemuck::{Pod, Zeroable};

@@ -4,7 +4,7 @@
 //!
 //! Exchanges of carried values and of batch statistics have no marks: a GPU that is in one of them seems to be where it was before.
 
-use crate::bind::Address;
+use crate::command::Address;
 use crate::driver::{Buffer, Gpu, Stream};
 use crate::error::CudaError;
 use crate::executor::Executor;

@@ -1,6 +1,7 @@
 //! Matrix products, and a bias and its gradient: kernels/matmul.cu and kernels/matmul_columns.cu.
 
-use crate::bind::{Address, Bind, Blocks, Divide, Math, Operand, Tensor};
+use crate::binding::{Bind, Blocks, Divide, Math, Operand, Tensor};
+use crate::command::Address;
 use crate::update::f32_address;
 use bytemuck::{Pod, Zeroable};
 use graph::MatmulArgs;

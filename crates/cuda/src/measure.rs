@@ -1,7 +1,9 @@
 //! What a GPU can do, measured with commands and kernels of our own, and what plans would take of one, counted without any.
 
 use crate::arena::{Halves, Map, Need, Region, pretended};
-use crate::bind::{Addresses, Command, Math, bind};
+use crate::bind::bind;
+use crate::binding::{Addresses, Math};
+use crate::command::Command;
 use crate::driver::{Buffer, Event, EventKind, Gpu, Stream};
 use crate::error::CudaError;
 use crate::executor::Executor;

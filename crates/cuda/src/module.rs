@@ -1,6 +1,6 @@
 //! The embedded kernels: a fatbin per file of kernels/, all loaded when a GPU is opened; functions by name.
 
-use crate::bind::Kernel;
+use crate::command::Kernel;
 use crate::driver::{Function, Gpu, Module};
 use crate::error::CudaError;
 use std::collections::HashMap;

@@ -1,6 +1,6 @@
 //! Partial sums of a phase's reduce range, in device memory that goes back to a pool.
 
-use crate::bind::Address;
+use crate::command::Address;
 use crate::driver::{Buffer, Gpu};
 use crate::error::CudaError;
 use std::cell::RefCell;

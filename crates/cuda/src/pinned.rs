@@ -1,6 +1,6 @@
 //! Page-locked host memory; beside `driver`, whose rules hold here as well, the one file that knows cudarc.
 
-use crate::bind::Address;
+use crate::command::Address;
 use crate::driver::{Gpu, Stream, driver, has};
 use crate::error::CudaError;
 use comm::GpuWord;
@@ -42,6 +42,22 @@ impl Drop for Pinned {
     fn drop(&mut self) {
         // SAFETY: allocated in `new`; owners wait for their streams before they drop it.
         let _ = self.gpu.enter().map(|()| unsafe { result::free_host(self.pointer.cast()) });
+    }
+}
+
+impl Stream {
+    /// Host to device, from a place in page-locked memory that stays as it is until the copy is done.
+    pub(crate) fn upload(&self, to: Address, from: &Pinned, at: usize, bytes: usize) -> Result<(), CudaError> {
+        let from = &from.bytes()[at..at + bytes];
+        // SAFETY: the source is page-locked and its owners wait for the copy; see the head of `driver` on addresses.
+        driver("copying to the GPU", unsafe { result::memcpy_htod_async(to, from, self.raw) })
+    }
+
+    /// Device to host, into a place in page-locked memory.
+    pub(crate) fn download(&self, to: &mut Pinned, at: usize, from: Address, bytes: usize) -> Result<(), CudaError> {
+        let to = &mut to.bytes_mut()[at..at + bytes];
+        // SAFETY: as above.
+        driver("copying from the GPU", unsafe { result::memcpy_dtoh_async(to, from, self.raw) })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Pooling: kernels/pool_*.cu.
 
-use crate::bind::{Address, Bind, Blocks, Divide, Operand, Tensor};
+use crate::binding::{Bind, Blocks, Divide, Operand, Tensor};
+use crate::command::Address;
 use bytemuck::{Pod, Zeroable};
 use graph::PoolArgs;
 

@@ -1,7 +1,9 @@
 //! A plan as lists of commands: every launch bound to its addresses, kernels found, constants laid out.
 
 use crate::arena::{Halves, Map, Region, filter};
-use crate::bind::{Address, Bound, Command, Math, bind};
+use crate::bind::bind;
+use crate::binding::{Bound, Math};
+use crate::command::{Address, Command};
 use crate::driver::{Function, Stream};
 use crate::error::CudaError;
 use crate::module::Modules;

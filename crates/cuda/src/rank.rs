@@ -1,6 +1,7 @@
 //! Ranks of classes and targets from whole batches of predictions: kernels/rank_*.cu.
 
-use crate::bind::{Address, Bind, Blocks, Operand};
+use crate::binding::{Bind, Blocks, Operand};
+use crate::command::Address;
 use crate::loss::{row_kernel, softmax_rows};
 use crate::scalars::{Divisor, Weight};
 use bytemuck::{Pod, Zeroable};

@@ -3,7 +3,7 @@
 //! Sums of gradients go on a stream of their own, a bucket as soon as the body has made it, beside the rest of the body; the update
 //! waits for all of them. Everything may be captured. Parts, carried values and batch statistics are exchanged on the compute stream.
 
-use crate::bind::{Address, Gathered};
+use crate::command::{Address, Gathered};
 use crate::driver::{Event, Gpu, Stream};
 use crate::error::CudaError;
 use crate::marks::Marks;

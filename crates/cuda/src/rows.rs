@@ -1,6 +1,7 @@
 //! Rows and channels moved about, of any dtype: kernels/rows_*.cu.
 
-use crate::bind::{Address, Bind, Blocks, Divide, Operand, Tensor};
+use crate::binding::{Bind, Blocks, Divide, Operand, Tensor};
+use crate::command::Address;
 use bytemuck::{Pod, Zeroable};
 use graph::Axis;
 use tensor::{Dtype, Shape};

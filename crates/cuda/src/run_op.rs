@@ -1,12 +1,15 @@
 //! One op on given operands, through the driver: the op table's column on hardware.
 
 use crate::arena::{Region, pretended};
-use crate::bind::{Address, Addresses, Math, bind, encode_scalars};
+use crate::bind::bind;
+use crate::binding::{Addresses, Math};
+use crate::command::Address;
 use crate::driver::Buffer;
 use crate::error::CudaError;
 use crate::executor::Executor;
 use crate::program::{Bind, Step};
 use crate::replay::stepped;
+use crate::scalars;
 use graph::{NodeId, Op, ValueId};
 use plan::{Arena, Arg, Cost, Launch, Loc, Scalars};
 use tensor::{Dtype, HostTensor, Shape, bf16};
@@ -81,7 +84,7 @@ impl Executor {
             Operand::new(self, shape.elements() * dtype.size(), in_place.then(|| data(0)))
         };
         let outputs = run.outputs.iter().map(output).collect::<Result<Vec<_>, _>>()?;
-        let scalars = new(&encode_scalars(run.scalars))?;
+        let scalars = new(&scalars::encode(run.scalars))?;
         let all = |operands: &[Operand]| -> Vec<Address> { operands.iter().map(Operand::address).collect() };
         let mut addresses = Addresses {
             inputs: all(&inputs),

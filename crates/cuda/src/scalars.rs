@@ -26,8 +26,8 @@ pub(crate) fn bytes(leaves: usize) -> usize {
     size_of::<Head>() + leaves * 8
 }
 
-/// The device form of a step's scalars.
-pub(crate) fn encode(scalars: &Scalars) -> Vec<u8> {
+/// The device's form of a step's scalars: kernels/include/step.cuh.
+pub fn encode(scalars: &Scalars) -> Vec<u8> {
     let mut slot = [0.0; MAX_SLOTS];
     slot[..scalars.slots.len()].copy_from_slice(&scalars.slots);
     let units = |role: usize| scalars.units_before(role) as u32;

@@ -1,6 +1,6 @@
 //! Copies that the host waits for, through one piece of page-locked memory; and the scalars of a step, which it does not.
 
-use crate::bind::Address;
+use crate::command::Address;
 use crate::driver::{Event, EventKind, Gpu, Stream};
 use crate::error::CudaError;
 use crate::pinned::Pinned;

@@ -1,6 +1,7 @@
 //! The update section: kernels/opt_*.cu. Every write to a state is gated by the finite flag of its phase.
 
-use crate::bind::{Address, Bind, Blocks, Command, Kernel, Operand, Tensor};
+use crate::binding::{Bind, Blocks, Operand, Tensor};
+use crate::command::{Address, Command, Kernel};
 use bytemuck::{Pod, Zeroable, bytes_of};
 use graph::{BnRunningLayer, LarsArgs, SgdArgs, SlotId};
 use tensor::Dtype;

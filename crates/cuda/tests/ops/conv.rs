@@ -1,5 +1,5 @@
 use crate::harness::{Case, floats};
-use cuda::bind::Math;
+use cuda::Math;
 use graph::{ConvArgs, Op};
 use tensor::{Dtype, HostTensor};
 

@@ -1,7 +1,7 @@
 //! The same on a GPU, through the driver: what this program does where `SIMGPU` is not set, on a machine with nothing but it.
 
 use crate::harness::Case;
-use cuda::bind::Kernel;
+use cuda::Kernel;
 use cuda::{Executor, Math, Mode, OpRun};
 use cudarc::driver::{result, sys};
 use std::ffi::{CString, c_void};

@@ -3,7 +3,7 @@
 use crate::hardware;
 use crate::stand_in::{self, Launcher, Memory, SCHEDULES, Schedule, launcher};
 use cpu::io::{Input, Io, Output, Real};
-use cuda::bind::{Addresses, Bound, Command, Math, bind};
+use cuda::{Addresses, Bound, Command, Math, bind};
 use graph::{Graph, NodeId, Op, Place, Precision, Rows, Section, Source, StateKind, Value, ValueId};
 use plan::{Arena, Arg, Cost, Launch, Loc, Scalars};
 use tensor::{Dtype, HostTensor, Shape, bf16};
@@ -236,7 +236,7 @@ impl Case {
         let in_place = self.op == Op::Accumulate;
         let outputs =
             if in_place { vec![Memory::shifted(self.shift, size(&shapes[0]), Some(self.data(0)))] } else { outputs };
-        let scalars = cuda::bind::encode_scalars(&self.scalars);
+        let scalars = cuda::encode_scalars(&self.scalars);
         let scalars = Memory::new(scalars.len(), Some(&scalars));
         let loc = Loc { arena: Arena::Work, offset: 0 };
         let arg = |shape, dtype| Arg { value: ValueId(0), loc, shape, stored: shape, dtype };

@@ -1,5 +1,5 @@
 use crate::harness::{Case, FLOATS, floats, tolerance};
-use cuda::bind::Math;
+use cuda::Math;
 use graph::{MatmulArgs, Op};
 use tensor::{Dtype, HostTensor, Shape};
 

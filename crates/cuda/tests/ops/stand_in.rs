@@ -1,6 +1,6 @@
 //! The stand-in GPU without a driver: kernels by name, on memory whose margins are watched.
 
-use cuda::bind::Kernel;
+use cuda::Kernel;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 

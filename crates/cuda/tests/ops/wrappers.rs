@@ -4,7 +4,7 @@
 use crate::hardware;
 use crate::stand_in::{self, Memory, SCHEDULES, launcher};
 use bytemuck::NoUninit;
-use cuda::bind::Kernel;
+use cuda::Kernel;
 
 #[repr(C)]
 #[derive(Clone, Copy, NoUninit)]
