@@ -3,7 +3,7 @@
 //! `<run>/checkpoints/step-<n>/{<group>.safetensors, manifest.json}`. A save writes `tmp-<n>-<nonce>/`, the manifest last,
 //! syncs files and folder, renames, syncs the parent; only then are older ones renamed to `trash-…` and removed.
 //! Loading takes the newest step of which the manifest and every hash verify; the others are reported, never deleted.
-//! `latest` is a hint for people and scripts, never read here.
+//! `latest` is a hint for people and scripts: no load looks at it.
 
 use crate::disk::{Disk, DiskFile};
 use crate::manifest::{FileRecord, MANIFEST_FILE, Manifest, RunState};
@@ -259,6 +259,17 @@ impl Checkpoints {
             }
         }
         at("sync", &self.root, |p| self.disk.sync_dir(p))
+    }
+
+    /// Lets `latest` name the checkpoint of this step, if it is there: who was killed at the end of a save left the older name.
+    pub fn mend_latest(&self, step: u64) -> Result<(), CheckpointError> {
+        let name = format!("step-{step}");
+        let is_there = self.disk.list(&self.root.join(&name)).is_ok();
+        let named = self.disk.read(&self.root.join("latest"));
+        if !is_there || named.is_ok_and(|named| named.trim_ascii() == name.as_bytes()) {
+            return Ok(());
+        }
+        self.write_latest(step, &nonce())
     }
 
     fn write_latest(&self, step: u64, nonce: &str) -> Result<(), CheckpointError> {

@@ -60,6 +60,9 @@ impl Session {
             )));
         }
         cut(snapshot.run.step)?;
+        if let Err(error) = checkpoints.mend_latest(snapshot.run.step) {
+            warn(&error.to_string());
+        }
         Ok(Some(snapshot))
     }
 

@@ -111,7 +111,13 @@ fn crash_everywhere(before: &SimDisk, allowed: &[Option<Snapshot>], new: &Snapsh
             let found = all.load_newest().unwrap().snapshot;
             let what = format!("crash after call {k} of {calls}, {loss:?}: {:?}", names(&disk));
             assert!(found.as_ref() == Some(new) || !saved && allowed.contains(&found), "{what}");
-            // The run goes on from there, and the next save works.
+            // The run goes on from there, `latest` says so, and the next save works.
+            if let Some(step) = found.map(|found| found.run.step) {
+                all.mend_latest(step).unwrap();
+                let (latest, name) = (disk.read(&root().join("latest")), format!("step-{step}"));
+                let is_named = latest.is_ok_and(|latest| latest == format!("{name}\n").as_bytes());
+                assert!(is_named || !names(&disk).contains(&name), "{what}");
+            }
             all.save(&snapshot(4)).unwrap();
             assert_eq!(all.load_newest().unwrap().snapshot, Some(snapshot(4)), "{what}");
         }

@@ -47,9 +47,14 @@ fn a_run_that_ended_early_goes_on_as_if_it_had_not() {
     for steps in ["1", "4", "5", "6", "12", "13", "1000", "1000"] {
         run(&["parts", "--max-steps", steps]);
     }
-    State::of(&folder.path().join("parts")).assert_equals(&whole, "in parts");
+    let parts = folder.path().join("parts");
+    State::of(&parts).assert_equals(&whole, "in parts");
+    // Who is killed at the end of a save leaves the older name there.
+    std::fs::write(parts.join("checkpoints/latest"), "step-13\n").unwrap();
+    run(&["parts"]);
+    State::of(&parts).assert_equals(&whole, "with the name of an older checkpoint");
     run(&["parts", "--resume", "parts/checkpoints/step-5"]);
-    State::of(&folder.path().join("parts")).assert_equals(&whole, "again from an older checkpoint");
+    State::of(&parts).assert_equals(&whole, "again from an older checkpoint");
 }
 
 /// Trains into `whole`, then into `parts`, preempted first at once, then at random moments; how often.
