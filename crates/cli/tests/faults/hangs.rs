@@ -270,15 +270,15 @@ impl Drop for Busy {
 fn f02_starved_ranks_raise_no_alarm() {
     let _turn = turn();
     let cores = std::thread::available_parallelism().map_or(2, |n| n.get());
-    // Four times as much to do as there are cores for; an hour with 200 runs asked for.
-    let (busy, jobs) = (2 * cores, cores);
+    // In the long form four times as much to do as there are cores for; an hour with 200 runs asked for.
+    let (busy, jobs) = (2 * cores, if is_long() { cores } else { 1 });
     let clock = Duration::from_secs(18 * runs(0, 200) as u64).max(Duration::from_secs(5));
     let how =
         format!("{busy} busy processes beside {jobs} jobs of 2 ranks for {} s of clock: no alarm", clock.as_secs());
     let tally = Tally::new("F2", &how);
     let _busy: Vec<Busy> = (0..busy).map(|_| Busy::start()).collect();
     let args = [&["--epochs", "1000000", "--lr", "0.001"][..], &limits().settings].concat();
-    each(jobs, &vec![(); if is_long() { jobs } else { 1 }], |()| {
+    each(jobs, &vec![(); jobs], |()| {
         let folder = set_up();
         let mut world = Launch { folder: folder.path(), run: "run", size: 2, args: &args }.start();
         world.at_step(1);
