@@ -3,7 +3,8 @@
 use crate::job::set_up;
 use crate::launching::{Launch, World};
 use crate::program::command;
-use crate::table::{Tally, runs, turn};
+use crate::table::{Tally, is_long, runs, turn};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -53,6 +54,66 @@ fn f14_a_rank_that_never_comes_is_named() {
         }
         tally.end(0.0, 5.0);
     }
+}
+
+#[test]
+fn f14_a_rank_that_cannot_ask_where_rank_0_is_says_so() {
+    let _turn = turn();
+    let cases = [
+        ("no-such-host.invalid:29500", "whose name does not resolve", "lookup"),
+        ("127.0.0.1:1", "where nobody listens", "refused"),
+    ];
+    for (address, how, words) in cases {
+        let tally = Tally::new("F14", &format!("rank 0 is to be at an address {how}; time after the limit of 1 s"));
+        for _ in 0..runs(1, 10) {
+            let folder = set_up();
+            let secret = folder.path().join("secret");
+            std::fs::write(&secret, [7; 32]).unwrap();
+            std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();
+            let begin = Instant::now();
+            let args = ["--set", "ranks.rendezvous_s=1", "--global-batch", "24", "--rendezvous", address];
+            let launch = Launch { folder: folder.path(), run: "run", size: 1, args: &args };
+            let mut world = launch.start_each(|_, command| {
+                command.env("RETORT_RANK", "1").env("RETORT_WORLD_SIZE", "2").env("RETORT_JOB_SECRET_FILE", &secret);
+                // A name server that does not answer is not this test's matter.
+                command.env("RES_OPTIONS", "timeout:1 attempts:1");
+            });
+            let (codes, last) = world.ends();
+            assert_eq!(codes, [69], "{}", world.words());
+            tally.gone(begin + Duration::from_secs(1), last);
+            tally.named([address, words].iter().all(|word| world.processes[0].err.contains(word)));
+            tally.ended(&codes);
+        }
+        tally.end(0.0, 5.0);
+    }
+}
+
+#[test]
+fn f14_a_late_rank_joins() {
+    let _turn = turn();
+    let late = Duration::from_secs(if is_long() { 120 } else { 2 });
+    let tally = Tally::new("F14", &format!("rank 1 of 2 comes {} s late and joins", late.as_secs()));
+    let folder = set_up();
+    let launch = Launch { folder: folder.path(), run: "run", size: 2, args: &[] };
+    let mut world = launch.start_each(|rank, command| {
+        if rank == 1 {
+            // It is started at once, but begins later.
+            let mut sleeps = Command::new("sh");
+            sleeps.args(["-c", r#"sleep "$1"; shift; exec "$@""#, "sh", &late.as_secs().to_string()]);
+            sleeps.arg(command.get_program()).args(command.get_args()).current_dir(folder.path());
+            sleeps.env_remove("RETORT_DATA").env_remove("LD_LIBRARY_PATH");
+            sleeps.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            *command = sleeps;
+        }
+    });
+    let begin = Instant::now();
+    let ended = world.processes[0].ends_within(late);
+    assert!(!ended, "it waits: {}", world.words());
+    let (codes, last) = world.ends();
+    assert_eq!(codes, [0, 0], "{}", world.words());
+    tally.gone(begin + late, last);
+    tally.ended(&codes);
+    tally.end(0.0, 0.0);
 }
 
 /// The program with one more byte, which changes nothing but what it is.
