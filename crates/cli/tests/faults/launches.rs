@@ -94,24 +94,20 @@ fn f14_a_late_rank_joins() {
     let late = Duration::from_secs(if is_long() { 120 } else { 2 });
     let tally = Tally::new("F14", &format!("rank 1 of 2 comes {} s late and joins", late.as_secs()));
     let folder = set_up();
-    let launch = Launch { folder: folder.path(), run: "run", size: 2, args: &[] };
-    let mut world = launch.start_each(|rank, command| {
-        if rank == 1 {
-            // It is started at once, but begins later.
-            let mut sleeps = Command::new("sh");
-            sleeps.args(["-c", r#"sleep "$1"; shift; exec "$@""#, "sh", &late.as_secs().to_string()]);
-            sleeps.arg(command.get_program()).args(command.get_args()).current_dir(folder.path());
-            sleeps.env_remove("RETORT_DATA").env_remove("LD_LIBRARY_PATH");
-            sleeps.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-            *command = sleeps;
-        }
-    });
+    let launch = Launch { folder: folder.path(), run: "run", size: 1, args: &[] };
+    let start = |rank: &str| {
+        launch.start_each(|_, command| {
+            command.env("RETORT_RANK", rank).env("RETORT_LOCAL_RANK", rank).env("RETORT_WORLD_SIZE", "2");
+        })
+    };
+    let mut first = start("0");
+    assert!(!first.processes[0].ends_within(late), "it waits: {}", first.words());
     let begin = Instant::now();
-    let ended = world.processes[0].ends_within(late);
-    assert!(!ended, "it waits: {}", world.words());
-    let (codes, last) = world.ends();
-    assert_eq!(codes, [0, 0], "{}", world.words());
-    tally.gone(begin + late, last);
+    let mut second = start("1");
+    let ((mut codes, _), (others, last)) = (first.ends(), second.ends());
+    codes.extend(others);
+    assert_eq!(codes, [0, 0], "{} {}", first.words(), second.words());
+    tally.gone(begin, last);
     tally.ended(&codes);
     tally.end(0.0, 0.0);
 }
