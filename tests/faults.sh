@@ -2,7 +2,8 @@
 # The long form of the fault list (RELIABILITY.md, section 9) for runs of several processes on the CPU: tests/faults.sh [RUNS [TEST]]
 # Up to RUNS (default 200) runs of each fault, limits without allowance for a busy machine; the table goes to
 # benches/records/faults.md. With TEST, tests whose names contain it alone: their rows take the place of older ones there.
-# Needs Rust, 2 quiet cores and an hour and a half with 200 (15 minutes with 10); best as root (full and
+# More than 200 means more for F18 and F23 alone, which have 997 sizes and 400 pairs: tests/faults.sh 997 f18, 400 f23.
+# Needs Rust, 2 quiet cores and hours with 200, one of them F2's hour under load; best as root (full and
 # read-only disks, memory of other processes) and with mpirun.openmpi and mpirun.mpich; what is missing is skipped aloud.
 # RETORT_FAULT_SEED repeats the random choices, which are printed.
 set -uo pipefail
