@@ -16,7 +16,7 @@ use crate::rendezvous::Links;
 use crate::verdict::{self, PEER_LOST, Verdict};
 use crate::wire;
 use nix::sys::signal::Signal;
-use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
+use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt::TcpUserTimeout};
 use nix::unistd::{Pid, getppid};
 use std::io;
 use std::net::TcpStream;
@@ -207,10 +207,12 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Never waits: a peer that takes nothing gets nothing, and half a frame is the last.
+    /// Never waits: a peer that takes nothing gets nothing, and half a frame is the last. The system is asked, not tokio, which
+    /// takes a socket for full until it has looked at it once: the first word of a rank may be its last.
     fn post(&mut self, frame: &[u8]) {
         let partial = |sent: usize| sent > 0 && sent < frame.len();
-        if self.open && self.writer.try_write(frame).is_ok_and(partial) {
+        let socket = self.writer.as_ref().as_raw_fd();
+        if self.open && send(socket, frame, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL).is_ok_and(partial) {
             self.open = false;
         }
     }

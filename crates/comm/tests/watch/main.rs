@@ -321,6 +321,27 @@ fn ranks_that_finish_together_leave_in_order() {
     assert!(!world.run.path().join("logs/verdict.json").exists());
 }
 
+/// Whoever speaks as soon as the watch is started is heard by rank 0: a goodbye that is lost looks like a death.
+#[test]
+fn the_first_word_is_heard() {
+    for _ in 0..5 {
+        let begin = Instant::now();
+        let mut world = World::new(&["brief", "brief", "brief"], 30_000);
+        for rank in 0..3 {
+            let (status, text) = world.ranks[rank].end();
+            assert_eq!((status.code(), text.as_str()), (Some(0), ""));
+        }
+        assert!(begin.elapsed() < 30_000 * MS, "a goodbye was lost: {:?}", begin.elapsed());
+        let mut world = World::new(&["wait", "brief failed"], 30_000);
+        let (status, text) = world.ranks[0].end();
+        assert_eq!(status.code(), Some(76), "{text}");
+        assert!(
+            text.starts_with("retort: rank 1 (n01, pid") && text.contains("failed with code 71, the GPU"),
+            "{text}"
+        );
+    }
+}
+
 #[test]
 fn a_world_of_one_is_watched_too() {
     let mut world = World::new(&["stuck"], 500);
