@@ -10,7 +10,7 @@ pub struct Limits {
     /// Bytes on a control connection that nobody acknowledges for this long: host or link are gone.
     pub link: Duration,
     /// A rank without progress in a step for this long hangs, and so does one without heartbeats. The judge uses ten times
-    /// the 99th percentile of the steps where that is longer.
+    /// the 99th percentile of the steps after the first where that is longer.
     pub hang: Duration,
     /// As `hang`, in slow phases and in the first step.
     pub slow_phase: Duration,

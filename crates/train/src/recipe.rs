@@ -274,7 +274,7 @@ pub struct RanksSection {
     pub rendezvous_s: f64,
     /// From one heartbeat to the next. Default 1.
     pub heartbeat_s: f64,
-    /// Without progress in a step for so long, or ten times the 99th percentile of steps, a rank hangs. Default 60.
+    /// Without progress in a step for so long, or ten times the 99th percentile of the steps after the first, a rank hangs. Default 60.
     pub hang_s: f64,
     /// From TERM to KILL, of whatever stops the run: a checkpoint is saved after TERM if it takes less. Default 0: 1 under Open MPI and
     /// PMIx, 30 under srun and torchrun, 2 under other launchers, no limit where nobody launched the ranks.
