@@ -96,7 +96,7 @@ pub struct Progress {
     collective: AtomicU64,
     call: AtomicU64,
     stepped_us: AtomicU64,
-    /// No slow phase since the step began.
+    /// The step is not the first, and there was no slow phase since it began.
     plain: AtomicBool,
     durations: [AtomicU32; CLASSES],
     timed: AtomicU64,
@@ -177,9 +177,9 @@ impl Progress {
     pub fn step(&self, global_step: u64, sample: u64) {
         let now = self.elapsed_us();
         let last = self.stepped_us.swap(now, Ordering::Relaxed);
-        // The first step also warms up; as one of a few it would set the limit of all.
-        let counts = self.steps.load(Ordering::Relaxed) > 1;
-        if self.plain.swap(true, Ordering::Relaxed) && counts {
+        // The first step warms up: as one of a few it would set the limit of all.
+        let is_first = self.steps.load(Ordering::Relaxed) == 0;
+        if self.plain.swap(!is_first, Ordering::Relaxed) {
             self.durations[class(now - last)].fetch_add(1, Ordering::Relaxed);
         }
         self.before.store(self.sample.swap(sample, Ordering::Relaxed), Ordering::Relaxed);
