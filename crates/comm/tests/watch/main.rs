@@ -332,7 +332,7 @@ fn the_first_word_is_heard() {
             assert_eq!((status.code(), text.as_str()), (Some(0), ""));
         }
         assert!(begin.elapsed() < 30_000 * MS, "a goodbye was lost: {:?}", begin.elapsed());
-        let mut world = World::new(&["wait", "brief failed"], 30_000);
+        let mut world = World::new(&["brief wait", "brief failed"], 30_000);
         let (status, text) = world.ranks[0].end();
         assert_eq!(status.code(), Some(76), "{text}");
         assert!(
